@@ -1,0 +1,37 @@
+"""Correctly rounded fused multiply-add in numpy, shared by the interpreter repair and the PTX simulator."""
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+
+import numpy as np
+
+_libm = ctypes.CDLL(ctypes.util.find_library("m"))
+_libm.fma.restype = ctypes.c_double
+_libm.fma.argtypes = [ctypes.c_double] * 3
+_fma64 = np.frompyfunc(_libm.fma, 3, 1)
+
+
+def fma_unrounded(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """``x * y + z`` of float32 or narrower inputs as float64 rounded to odd, so that one more rounding gives the right result.
+
+    The product of two float32 is exact in float64; TwoSum finds the sign of what the addition lost, and setting the last bit
+    where anything was lost keeps a later rounding from seeing a false tie.
+    """
+    with np.errstate(all="ignore"):
+        product, addend = x.astype(np.float64) * y.astype(np.float64), z.astype(np.float64)
+        total = np.asarray(product + addend)
+        virtual = total - product
+        lost = (product - (total - virtual)) + (addend - virtual)
+        pattern = total.view(np.int64)
+        inexact = (lost != 0) & ((pattern & 1) == 0) & np.isfinite(total)
+        step = np.where((lost > 0) == (total > 0), 1, -1)
+        return np.where(inexact, pattern + step, pattern).view(np.float64)
+
+
+def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """``x * y + z`` with one rounding, in the type of ``z`` (float16, float32 or float64)."""
+    if z.dtype == np.float64:
+        return np.asarray(_fma64(x, y, z), dtype=np.float64)
+    with np.errstate(all="ignore"):
+        return fma_unrounded(x, y, z).astype(z.dtype)

@@ -1,0 +1,159 @@
+"""``kernel[grid](cpu tensors)`` compiles for a CUDA architecture and runs the PTX on the CPU: the third way to run a kernel.
+
+``install(arch=90)`` redirects every ``@triton.jit`` launch of this process until ``uninstall()``. Compiled kernels are kept per
+specialisation, as the JIT keeps them. ``TRITON_INTERPRET`` must not be set.
+"""
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from . import codegen, ptx_sim
+
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int16: "*i16",
+    torch.uint16: "*u16",
+    torch.int32: "*i32",
+    torch.uint32: "*u32",
+    torch.int64: "*i64",
+    torch.uint64: "*u64",
+    torch.bool: "*i1",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e5m2: "*fp8e5",
+}
+_DIVISIBLE = [["tt.divisibility", 16]]
+_real_run = JITFunction.run
+_kernels: dict = {}
+
+
+@dataclasses.dataclass
+class Simulator:
+    """The settings and counters of an installed simulator.
+
+    ``options`` are launch options forced on every kernel (``num_warps=8``). ``lazy`` lets asynchronous copies and matrix instructions take
+    effect as late as their waits allow. ``last`` is Triton's compiled kernel of the latest launch (``last.asm["ptx"]``).
+    """
+
+    arch: int
+    options: dict = dataclasses.field(default_factory=dict)
+    lazy: bool = False
+    launches: int = 0
+    compiles: int = 0
+    steps: int = 0
+    last: object = None
+
+
+_current: Simulator | None = None
+
+
+@dataclasses.dataclass
+class _Specialisation:
+    """What the JIT would decide from the arguments of one launch."""
+
+    signature: dict
+    constexprs: dict
+    attrs: dict
+    values: list
+
+
+def _integer_type(value: int) -> str:
+    if -(2**31) <= value < 2**31:
+        return "i32"
+    return "i64" if value < 2**63 else "u64"
+
+
+def _specialise(kernel: JITFunction, arguments: dict) -> _Specialisation:
+    spec = _Specialisation({}, {}, {}, [])
+    for index, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
+        frozen = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not frozen):
+            spec.constexprs[name] = value
+            continue
+        aligned = False
+        if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu":
+                raise TypeError(f"argument {name} of {kernel.__name__} is on {value.device}; the simulator runs CPU tensors")
+            kind, aligned = _POINTER[value.dtype], value.data_ptr() % 16 == 0
+        elif isinstance(value, bool):
+            kind, value = "u1", int(value)
+        elif isinstance(value, int):
+            kind, aligned = _integer_type(value), value % 16 == 0
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            raise TypeError(f"argument {name} of {kernel.__name__}: the simulator takes no {type(value).__name__}")
+        spec.signature[name] = parameter.annotation_type or kind
+        spec.values.append(value)
+        if aligned and not frozen and not parameter.do_not_specialize_on_alignment:
+            spec.attrs[(index,)] = _DIVISIBLE
+    return spec
+
+
+def _freeze(value):
+    """A hashable stand-in that tells apart what the compiler tells apart (1, 1.0 and True differ; functions by identity)."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_freeze(part) for part in value)
+    return (type(value).__name__, value if isinstance(value, (int, float, str, bool, type(None))) else id(value))
+
+
+def _compile(kernel: JITFunction, spec: _Specialisation, options: dict):
+    key = (
+        id(kernel),
+        _current.arch,
+        tuple(spec.signature.items()),
+        tuple((name, _freeze(value)) for name, value in spec.constexprs.items()),
+        tuple(spec.attrs),
+        tuple(sorted((name, _freeze(value)) for name, value in options.items())),
+    )
+    if key not in _kernels:
+        compiled = codegen.compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
+        _kernels[key] = compiled, kernel, spec.constexprs  # the last two keep the identities in the key alive
+        _current.compiles += 1
+    return _kernels[key][0]
+
+
+def _run(self: JITFunction, *args, grid, warmup, **kwargs):
+    options = {**_current.options, **{k: kwargs.pop(k) for k in list(kwargs) if k not in self.arg_names}}
+    bound = inspect.signature(self.fn).bind(*args, **kwargs)
+    bound.apply_defaults()
+    compiled = _compile(self, spec := _specialise(self, dict(bound.arguments)), options)
+    _current.last = compiled
+    if warmup:
+        return compiled
+    size = tuple(int(extent) for extent in (grid({**bound.arguments, **options}) if callable(grid) else grid))
+    meta = compiled.metadata
+    _current.launches += 1
+    _current.steps += ptx_sim.launch(compiled.asm["ptx"], size, spec.values, meta.num_warps, meta.shared, lazy=_current.lazy)
+    return compiled
+
+
+def install(arch: int = 90, *, lazy: bool = False, **options) -> Simulator:
+    """Send every kernel launch of this process to the simulator of ``arch`` (80, 89 or 90); returns its settings and counters.
+
+    Raises:
+        RuntimeError: ``TRITON_INTERPRET`` is set, so kernels were never compiled functions.
+    """
+    global _current
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("the simulator runs compiled kernels; TRITON_INTERPRET must not be set")
+    _current = Simulator(arch=arch, options=options, lazy=lazy)
+    JITFunction.run = _run
+    return _current
+
+
+def uninstall() -> None:
+    """Give kernel launches back to Triton."""
+    global _current
+    _current = None
+    JITFunction.run = _real_run
