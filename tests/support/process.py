@@ -10,7 +10,7 @@ _claimed_by: str | None = None  # the folder that wanted this process without TR
 
 
 def _refuse(folder: str, reason: str) -> None:
-    raise pytest.UsageError(f"{folder} {reason}; run the whole suite with `python tests/run.py`, or this folder alone with `pytest {folder}`")
+    raise pytest.UsageError(f"{folder} {reason}; run the whole suite with `python tests/run.py`, or one folder with `pytest {folder}`")
 
 
 def require_compiled(folder: str) -> None:

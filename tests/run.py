@@ -1,0 +1,119 @@
+"""Runs the whole suite: one pytest process per way of running kernels, then one table.
+
+    python tests/run.py                      everything
+    python tests/run.py --quick              without the tests marked slow, stopping at the first failure
+    python tests/run.py --only kernels -k nf4
+    python tests/run.py --jobs 1 -- -x       what follows -- goes to pytest
+
+Triton decides at import whether functions are compiled or interpreted, so these cannot share a process. The exit status is 0 only where
+every process passed and every chosen group had tests to run.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from xml.etree import ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NO_TESTS = 5  # pytest's exit status where nothing was collected or all was deselected
+GROUPS = {
+    "reference": ("tests/reference", "tests/oracles", "tests/cli", "tests/test_*.py"),
+    "kernels": ("tests/kernels",),
+    "compiled": ("tests/compiled",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished pytest process."""
+
+    group: str
+    status: int
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+def paths_of(group: str) -> list[str]:
+    """The folders and files of a group that hold tests."""
+    found = [path for pattern in GROUPS[group] for path in sorted(ROOT.glob(pattern))]
+    return [str(path.relative_to(ROOT)) for path in found if path.is_file() or any(path.rglob("test_*.py"))]
+
+
+def environment(cache: str, jobs: int) -> dict[str, str]:
+    """The caller's environment without what would change which implementation runs."""
+    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TRITONQ_BACKEND")}
+    env.setdefault("TRITON_CACHE_DIR", cache)
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # the workers share the cores
+    return env
+
+
+def _counts(report: pathlib.Path) -> tuple[int, int, int]:
+    """Passed, failed (with errors) and skipped, from pytest's junit report; a process that died early leaves none."""
+    if not report.exists():
+        return 0, 0, 0
+    suites = list(ElementTree.parse(report).iter("testsuite"))
+    total, failures, errors, skipped = (sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "failures", "errors", "skipped"))
+    return total - failures - errors - skipped, failures + errors, skipped
+
+
+def run_group(group: str, jobs: int, extra: list[str], env: dict[str, str], folder: str, *, may_be_empty: bool) -> Result:
+    """Run one group in its own pytest."""
+    print(f"\n== {group} ==", flush=True)
+    report = pathlib.Path(folder, f"{group}.xml")
+    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", "--durations=5", *paths_of(group), *extra]
+    if jobs > 1:
+        command += ["-n", str(jobs)]
+    started = time.perf_counter()
+    status = subprocess.run(command, cwd=ROOT, env=env).returncode
+    if status == NO_TESTS and may_be_empty:
+        status = 0
+    passed, failed, skipped = _counts(report)
+    return Result(group=group, status=status, passed=passed, failed=failed, skipped=skipped, seconds=time.perf_counter() - started)
+
+
+def _table(results: list[Result]) -> str:
+    lines = [f"{'group':12}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}"]
+    for r in results:
+        note = "" if r.status == 0 or r.failed else f"  pytest exit status {r.status}"
+        lines.append(f"{r.group:12}{r.passed:8}{r.failed:8}{r.skipped:8}{r.seconds:9.1f}{note}")
+    sums = [sum(getattr(r, key) for r in results) for key in ("passed", "failed", "skipped", "seconds")]
+    lines.append(f"{'all':12}{sums[0]:8}{sums[1]:8}{sums[2]:8}{sums[3]:9.1f}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen groups; returns the exit status."""
+    parser = argparse.ArgumentParser(description="run tritonq's tests, one process per way of running kernels")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to run")
+    parser.add_argument("--jobs", type=int, default=2, help="pytest-xdist workers per group (default 2)")
+    parser.add_argument("--quick", action="store_true", help="skip tests marked slow, stop at the first failure")
+    parser.add_argument("-k", dest="keyword", help="pytest's -k")
+    parser.add_argument("pytest_args", nargs="*", metavar="-- ARGS", help="more arguments for pytest")
+    options = parser.parse_args(arguments)
+    extra = list(options.pytest_args)
+    if options.quick:
+        extra += ["-m", "not slow", "-x"]
+    if options.keyword:
+        extra += ["-k", options.keyword]
+    with tempfile.TemporaryDirectory(prefix="tritonq-tests-") as folder:
+        env = environment(os.path.join(folder, "triton-cache"), options.jobs)
+        results = []
+        for group in GROUPS:
+            if group in options.only:
+                results.append(run_group(group, options.jobs, extra, env, folder, may_be_empty=bool(extra)))
+                if options.quick and results[-1].status:
+                    break
+    print("\n" + _table(results))
+    return 1 if any(r.status for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
