@@ -1,0 +1,24 @@
+"""Triton, where it is installed. Without it the device functions stay plain Python that nothing calls."""
+from __future__ import annotations
+
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:
+
+    class _Absent:
+        """Stands in for ``triton.language`` in annotations such as ``tl.constexpr``; it computes nothing."""
+
+        @staticmethod
+        def constexpr(value=None):
+            return value
+
+    triton, tl = None, _Absent()
+
+    def jit(fn=None, **_options):
+        return fn if fn is not None else jit
+
+
+__all__ = ["jit", "tl", "triton"]

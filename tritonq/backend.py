@@ -1,0 +1,44 @@
+"""Which implementation runs: compiled Triton, Triton's interpreter, or the torch reference."""
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ._triton import triton
+from .errors import InvalidProblemError
+
+_CHOICES = ("auto", "reference", "triton")
+
+
+def backend(device: torch.device | str | None = None) -> str:
+    """Name what would run for tensors on ``device`` (default: cuda where there is one, else cpu).
+
+    Returns ``"triton"`` (compiled kernels), ``"interpreter"`` (the same kernels under
+    ``TRITON_INTERPRET=1``) or ``"reference"`` (vectorised torch). The environment variable
+    ``TRITONQ_BACKEND`` = ``auto`` | ``reference`` | ``triton`` overrides the choice.
+
+    Raises:
+        InvalidProblemError: ``TRITONQ_BACKEND`` holds another word, or asks for Triton where it is not installed.
+
+    Example:
+        >>> backend("cpu") in ("reference", "interpreter", "triton")
+        True
+    """
+    choice = os.environ.get("TRITONQ_BACKEND", "auto")
+    if choice not in _CHOICES:
+        raise InvalidProblemError(f"TRITONQ_BACKEND={choice!r} is not one of {', '.join(_CHOICES)}")
+    if choice == "triton" and triton is None:
+        raise InvalidProblemError("TRITONQ_BACKEND=triton, but the package triton is not installed; pip install triton or unset the variable")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "reference" or triton is None:
+        return "reference"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "interpreter"
+    return "triton" if choice == "triton" or torch.device(device).type != "cpu" else "reference"
+
+
+def uses_kernels(device: torch.device | str) -> bool:
+    """Whether tensors on ``device`` go through the Triton kernels (compiled or interpreted)."""
+    return backend(device) != "reference"

@@ -1,0 +1,52 @@
+"""Sixteen sorted levels: search on the device, lookup back, and the torch twins. Code-book formats are built from these."""
+from __future__ import annotations
+
+import torch
+
+from .._triton import jit, tl
+
+
+def midpoints(levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Halfway between neighbouring sorted levels, rounded to float32 as bitsandbytes holds them."""
+    table = torch.tensor(levels, dtype=torch.float64)
+    return tuple(((table[1:] + table[:-1]) / 2).float().tolist())
+
+
+@jit
+def search16(u, BOUNDS: tl.constexpr):
+    """How many of the 15 sorted BOUNDS lie strictly below ``u`` (a tie takes the lower code): 4 comparisons."""
+    eight = u > BOUNDS[7]
+    bound = tl.where(eight, BOUNDS[11], BOUNDS[3])
+    four = u > bound
+    low = tl.where(four, BOUNDS[5], BOUNDS[1])
+    high = tl.where(four, BOUNDS[13], BOUNDS[9])
+    bound = tl.where(eight, high, low)
+    two = u > bound
+    a = tl.where(two, BOUNDS[2], BOUNDS[0])
+    b = tl.where(two, BOUNDS[6], BOUNDS[4])
+    c = tl.where(two, BOUNDS[10], BOUNDS[8])
+    d = tl.where(two, BOUNDS[14], BOUNDS[12])
+    bound = tl.where(eight, tl.where(four, d, c), tl.where(four, b, a))
+    one = u > bound
+    return (eight.to(tl.int32) << 3) | (four.to(tl.int32) << 2) | (two.to(tl.int32) << 1) | one.to(tl.int32)
+
+
+@jit
+def lookup16(code, LEVELS: tl.constexpr):
+    """LEVELS[code] by a binary tree of selections, float32."""
+    one = (code & 1) != 0
+    two = (code & 2) != 0
+    four = (code & 4) != 0
+    a = tl.where(two, tl.where(one, LEVELS[3], LEVELS[2]), tl.where(one, LEVELS[1], LEVELS[0]))
+    b = tl.where(two, tl.where(one, LEVELS[7], LEVELS[6]), tl.where(one, LEVELS[5], LEVELS[4]))
+    c = tl.where(two, tl.where(one, LEVELS[11], LEVELS[10]), tl.where(one, LEVELS[9], LEVELS[8]))
+    d = tl.where(two, tl.where(one, LEVELS[15], LEVELS[14]), tl.where(one, LEVELS[13], LEVELS[12]))
+    return tl.where((code & 8) != 0, tl.where(four, d, c), tl.where(four, b, a)).to(tl.float32)
+
+
+def search16_ref(u: torch.Tensor, bounds: tuple[float, ...]) -> torch.Tensor:
+    return torch.bucketize(u, torch.tensor(bounds, dtype=u.dtype, device=u.device), out_int32=True)
+
+
+def lookup_ref(code: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(levels, dtype=torch.float32, device=code.device)[code.long()]

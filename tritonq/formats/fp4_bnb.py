@@ -1,0 +1,35 @@
+"""fp4_bnb: the FP4 code book of bitsandbytes (not OCP e2m1): sign bit over {0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4}, scale = absmax."""
+import torch
+
+from .._triton import jit, tl
+from .codebook import lookup16, lookup_ref, midpoints, search16, search16_ref
+from .core import Format, register
+
+_MAGNITUDES = (0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25)
+LEVELS = _MAGNITUDES + tuple(-m for m in _MAGNITUDES)
+# Codes by rising level. Both codes 0 and 8 mean zero: bitsandbytes gives 8 to the values just above zero, 0 to the rest.
+ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
+BOUNDS = midpoints(tuple(LEVELS[code] for code in ORDER))
+_LEVELS, _BOUNDS = tl.constexpr(LEVELS), tl.constexpr(BOUNDS)
+# ORDER as nibbles of two words, rank 0 lowest.
+_ORDER_LOW = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[:8])))
+_ORDER_HIGH = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[8:])))
+
+
+@jit
+def fp4_bnb_encode(u):
+    rank = search16(u, _BOUNDS)
+    return (tl.where(rank > 7, _ORDER_HIGH, _ORDER_LOW) >> ((rank & 7) * 4)) & 15
+
+
+@jit
+def fp4_bnb_decode(code):
+    return lookup16(code, _LEVELS)
+
+
+FP4_BNB = register(Format(
+    name="fp4_bnb", bits=4, max_abs=1.0, group="g64", empty_scale=0.0,
+    encode=fp4_bnb_encode, encode_ref=lambda u: torch.tensor(ORDER, dtype=torch.int32, device=u.device)[search16_ref(u, BOUNDS)],
+    decode=fp4_bnb_decode, decode_ref=lambda code: lookup_ref(code, LEVELS),
+    source="bitsandbytes functional.get_4bit_type('fp4')",
+))  # fmt: skip

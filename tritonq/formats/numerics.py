@@ -1,0 +1,143 @@
+"""Floor 0. Rounding on the device and in torch: each pair gives the same bits for float32 and float64.
+
+Kernels that use these run with ``enable_fp_fusion=False``: contracting ``a * b + c`` would skip a rounding.
+"""
+from __future__ import annotations
+
+import torch
+
+from .._triton import jit, tl
+
+
+@jit
+def round_half_even(u):
+    """Nearest integer, ties to even; magnitudes from 2**22 (2**51 in float64) saturate there, far outside every code range.
+
+    Adding 1.5 * 2**23 leaves no bit for a fraction, so the addition itself rounds.
+    """
+    if u.dtype == tl.float64:
+        u = tl.minimum(tl.maximum(u, -2251799813685248.0), 2251799813685248.0)
+        r = (u + 6755399441055744.0) - 6755399441055744.0
+    else:
+        u = tl.minimum(tl.maximum(u, -4194304.0), 4194304.0)
+        r = (u + 12582912.0) - 12582912.0
+    return r
+
+
+@jit
+def round_half_away(u):
+    """Nearest integer, ties away from zero. ``floor(u + 0.5)`` would be wrong just below a tie."""
+    if u.dtype == tl.float64:
+        mag = tl.minimum(tl.abs(u), 2251799813685248.0)
+    else:
+        mag = tl.minimum(tl.abs(u), 4194304.0)
+    whole = round_half_even(mag)
+    whole = tl.where(whole > mag, whole - 1.0, whole)
+    whole = tl.where(mag - whole >= 0.5, whole + 1.0, whole)
+    return tl.where(u < 0.0, -whole, whole)
+
+
+def round_half_away_ref(u: torch.Tensor) -> torch.Tensor:
+    whole = u.abs().floor()
+    return (whole + (u.abs() - whole >= 0.5)).copysign(u)
+
+
+@jit
+def narrow(u):
+    """float64 to float32 by rounding to odd, so that a second rounding to at most 22 bits is right. float32 passes through."""
+    if u.dtype == tl.float64:
+        near = u.to(tl.float32)
+        back = near.to(tl.float64)
+        bits = near.to(tl.int32, bitcast=True)
+        bits = bits - (tl.abs(back) > tl.abs(u)).to(tl.int32)
+        bits = bits | (back != u).to(tl.int32)
+        u = bits.to(tl.float32, bitcast=True)
+    return u
+
+
+def narrow_ref(u: torch.Tensor) -> torch.Tensor:
+    if u.dtype != torch.float64:
+        return u
+    near = u.float()
+    back = near.double()
+    bits = near.view(torch.int32) - (back.abs() > u.abs()).int()
+    return (bits | (back != u).int()).view(torch.float32)
+
+
+@jit
+def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr, MAX: tl.constexpr):
+    """Sign, exponent and mantissa of the nearest small float, ties to even, saturating at +-MAX; zero keeps its sign."""
+    BIAS: tl.constexpr = 2 ** (EXPONENT_BITS - 1) - 1
+    SHIFT: tl.constexpr = 23 - MANTISSA_BITS
+    bits = narrow(u).to(tl.int32, bitcast=True)
+    sign = (bits >> 31) & 1
+    mag = tl.minimum((bits & 0x7FFFFFFF).to(tl.float32, bitcast=True), MAX)
+    if BIAS < 127:
+        # In the subnormal range every code is a multiple of the smallest: adding 2**e whose last bit is that multiple rounds there.
+        OFFSET: tl.constexpr = 2.0 ** (1 - BIAS - MANTISSA_BITS + 23)
+        small = (mag + OFFSET).to(tl.int32, bitcast=True) - ((1 - BIAS - MANTISSA_BITS + 23 + 127) << 23)
+        is_small = mag < 2.0 ** (1 - BIAS)
+    magbits = mag.to(tl.int32, bitcast=True)
+    code = (magbits + ((1 << (SHIFT - 1)) - 1) + ((magbits >> SHIFT) & 1)) >> SHIFT
+    if BIAS < 127:
+        code = tl.where(is_small, small, code - ((127 - BIAS) << MANTISSA_BITS))
+    return (sign << (EXPONENT_BITS + MANTISSA_BITS)) | code
+
+
+@jit
+def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr):
+    """The exact float32 value of a finite small float."""
+    BIAS: tl.constexpr = 2 ** (EXPONENT_BITS - 1) - 1
+    SHIFT: tl.constexpr = 23 - MANTISSA_BITS
+    code = code.to(tl.int32)
+    sign = (code >> (EXPONENT_BITS + MANTISSA_BITS)) << 31
+    mag = code & ((1 << (EXPONENT_BITS + MANTISSA_BITS)) - 1)
+    if BIAS < 127:
+        normal = ((mag << SHIFT) + ((127 - BIAS) << 23)).to(tl.float32, bitcast=True)
+        small = mag.to(tl.float32) * 2.0 ** (1 - BIAS - MANTISSA_BITS)
+        value = tl.where(mag < (1 << MANTISSA_BITS), small, normal)
+    else:
+        value = (mag << SHIFT).to(tl.float32, bitcast=True)
+    return (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int, max_abs: float) -> torch.Tensor:
+    bias = 2 ** (exponent_bits - 1) - 1
+    u = narrow_ref(u)
+    mag = u.abs().clamp(max=max_abs)
+    exponent = torch.frexp(mag)[1].sub_(1).clamp_(min=1 - bias)
+    steps = torch.ldexp(mag, mantissa_bits - exponent).round_()  # in units of the last place, so that round() rounds there
+    code = steps.int() + ((exponent + bias - 1) << mantissa_bits)
+    return code + (torch.signbit(u).int() << (exponent_bits + mantissa_bits))
+
+
+def decode_minifloat_ref(code: torch.Tensor, exponent_bits: int, mantissa_bits: int) -> torch.Tensor:
+    bias = 2 ** (exponent_bits - 1) - 1
+    code = code.int()
+    exponent = (code >> mantissa_bits) & (2**exponent_bits - 1)
+    mantissa = code & (2**mantissa_bits - 1)
+    whole = torch.where(exponent > 0, mantissa + 2**mantissa_bits, mantissa).float()
+    value = torch.ldexp(whole, exponent.clamp(min=1) - bias - mantissa_bits)
+    return torch.where((code >> (exponent_bits + mantissa_bits)) & 1 == 1, -value, value)
+
+
+@jit
+def round_up_to_power_of_two(s):
+    """The smallest normal power of two that is at least ``s`` (finite, positive); 2**127 (2**1023) at most."""
+    if s.dtype == tl.float64:
+        bits = s.to(tl.int64, bitcast=True)
+        bits = (bits + 0xFFFFFFFFFFFFF) & 0x7FF0000000000000
+        up = tl.minimum(bits, 0x7FE0000000000000).to(tl.float64, bitcast=True)
+    else:
+        bits = s.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFFF) & 0x7F800000
+        up = tl.minimum(bits, 0x7F000000).to(tl.float32, bitcast=True)
+    return up
+
+
+def round_up_to_power_of_two_ref(s: torch.Tensor) -> torch.Tensor:
+    if s.dtype == torch.float64:
+        bits = (s.view(torch.int64) + 0xFFFFFFFFFFFFF) & 0x7FF0000000000000
+        return bits.clamp(max=0x7FE0000000000000).view(torch.float64)
+    bits = (s.view(torch.int32) + 0x7FFFFF) & 0x7F800000
+    return bits.clamp(max=0x7F000000).view(torch.float32)

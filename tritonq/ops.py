@@ -1,0 +1,93 @@
+"""Floor 5. Three verbs: quantize, dequantize, matmul. Each makes a descriptor, selects a plan and runs it."""
+from __future__ import annotations
+
+import torch
+
+from .errors import InvalidProblemError
+from .plans.core import expect_type
+from .plans.descriptors import DequantizeDesc, MatmulDesc, QuantizeDesc
+from .plans.select import select
+from .qtensor import QTensor
+from .scheme import FLOAT_DTYPES, Scheme
+
+
+def quantize(x: torch.Tensor, scheme: str | Scheme) -> QTensor:
+    """Quantize a matrix under a scheme and pack its codes.
+
+    Args:
+        x: ``[N, K]`` float16, bfloat16, float32 or float64; any strides, any N and K, also 0. Not modified.
+        scheme: a :class:`Scheme` or its text, such as ``"nf4.g64"``; see docs/formats.md.
+
+    Returns:
+        QTensor of shape (N, K) in the ``row`` layout.
+
+    Raises:
+        InvalidProblemError: not a matrix, not a float dtype, an unknown scheme.
+
+    Precision:
+        Codes, scales and zero points are bit-identical on every backend (IEEE division by the scale as stored; float64 input is
+        computed in float64). NaN is coded as zero, +-Inf as the end of the code range, and neither enters a scale. A group without
+        range (all zero) decodes to zeros.
+
+    Example:
+        >>> import torch, tritonq
+        >>> tritonq.quantize(torch.randn(64, 256), "nf4.g64").bits_per_weight
+        4.5
+    """
+    return select(QuantizeDesc.of(x, scheme)).run(x.detach())
+
+
+def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Decode a quantized matrix.
+
+    Args:
+        q: the QTensor.
+        dtype: float16, bfloat16, float32 or float64; None is the dtype that was quantized.
+
+    Returns:
+        ``[N, K]`` of ``dtype``: ``scale * (code - zero_point)``, or ``zero_point + scale * code`` for float zero schemes, in
+        float32 (float64 where ``dtype`` is) with two roundings, then cast once. Bit-identical on every backend.
+
+    Raises:
+        InvalidProblemError: ``q`` is not a QTensor, ``dtype`` is no float dtype.
+
+    Example:
+        >>> import torch, tritonq
+        >>> tritonq.dequantize(tritonq.quantize(torch.tensor([[7.0, -3.0]]), "int4")).tolist()
+        [[7.0, -3.0]]
+    """
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+    return select(DequantizeDesc.of(q, dtype)).run(q)
+
+
+def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activation: str | None = None,
+           residual: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+    """``activation(x @ w_hat.T + bias) + residual`` straight from the packed weight.
+
+    Args:
+        x: ``[..., K]`` float16, bfloat16, float32 or float64, any strides, also empty.
+        q: weight ``[N, K]`` on the same device.
+        bias: ``[N]``.
+        activation: ``"relu"``, ``"silu"`` or ``"gelu"`` (the erf form).
+        residual: ``[..., N]``.
+
+    Returns:
+        ``[..., N]`` in x's dtype, computed in float32 (float64 for float64 x) and cast once.
+
+    Raises:
+        InvalidProblemError: shapes, devices or dtypes that do not match, an unknown activation.
+
+    Precision:
+        ``select(MatmulDesc.of(x, q)).precision_guarantee().bound(x, q)`` bounds the error elementwise.
+
+    Example:
+        >>> import torch, tritonq
+        >>> q = tritonq.quantize(torch.eye(4), "int8")
+        >>> tritonq.matmul(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), q).tolist()
+        [[1.0, 2.0, 3.0, 4.0]]
+    """
+    if activation is not None:
+        expect_type(activation, str, "activation")
+    plan = select(MatmulDesc.of(x, q, bias, activation, residual))
+    return plan.run(x.detach(), q, bias=bias, residual=residual)

@@ -1,0 +1,26 @@
+"""Floor 4. What can be asked at all: the one statement of every rule that does not depend on a kernel."""
+from __future__ import annotations
+
+from ..qtensor import LAYOUTS
+from ..reference.matrix import ACTIVATIONS
+from ..scheme import FLOAT_DTYPES
+from .core import OK, Status, dtype_name
+from .descriptors import Desc, MatmulDesc
+
+# Offsets inside kernels are 64-bit, the grid's first axis holds at most 2**31 - 1 programs (CUDA programming guide, table of limits).
+MAX_DIMENSION = 2**31 - 1
+
+
+def valid(desc: Desc) -> Status:
+    """Whether the request itself makes sense, whatever the kernel."""
+    if desc.dtype not in FLOAT_DTYPES:
+        return Status(f"dtype {dtype_name(desc.dtype)} is not one of {', '.join(map(dtype_name, FLOAT_DTYPES))}; convert with .to()")
+    sizes = {"n": desc.n, "k": desc.k} | ({"m": desc.m} if isinstance(desc, MatmulDesc) else {})
+    for name, size in sizes.items():
+        if not 0 <= size <= MAX_DIMENSION:
+            return Status(f"{name}={size} is not in 0..{MAX_DIMENSION}; split the matrix")
+    if getattr(desc, "layout", "row") not in LAYOUTS:
+        return Status(f"unknown layout {desc.layout!r}; known layouts: {', '.join(LAYOUTS)}")
+    if isinstance(desc, MatmulDesc) and desc.activation is not None and desc.activation not in ACTIVATIONS:
+        return Status(f"unknown activation {desc.activation!r}; known activations: {', '.join(ACTIVATIONS)}")
+    return OK

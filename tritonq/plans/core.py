@@ -1,0 +1,143 @@
+"""Floor 4. The vocabulary of every plan: status, sku, guarantee, preference, target, workspace."""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+
+from ..backend import backend as backend_name
+from ..errors import InvalidProblemError, WorkspaceTooSmallError
+
+
+@dataclass(frozen=True)
+class Status:
+    """Truthy when something is possible; falsy with the ``reason`` (and the way out) when it is not."""
+
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+
+OK = Status()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float16`` -> ``"float16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a plan runs. ``arch`` is the compute capability times ten (90 for sm_90), ``"gfx942"`` on HIP, None on a CPU."""
+
+    backend: str
+    device: str = "cpu"
+    arch: int | str | None = None
+
+    @classmethod
+    def of(cls, device: torch.device | str | None = None) -> Target:
+        """The target of tensors on ``device`` (None: cuda where there is one, else cpu)."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
+        arch: int | str | None = None
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            arch = properties.gcnArchName.split(":")[0] if torch.version.hip else properties.major * 10 + properties.minor
+        return cls(backend=backend_name(device), device=device.type, arch=arch)
+
+    def __str__(self) -> str:
+        if self.arch is None:
+            return f"{self.device}-{self.backend}"
+        return f"sm_{self.arch}" if isinstance(self.arch, int) else self.arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionGuarantee:
+    """What a plan promises about its result.
+
+    ``bitwise``: equal, bit for bit, to ``tritonq.reference``. Otherwise
+    ``|y - y_exact| <= relative * (|x| @ |w_hat|.T) + output_eps * |y_exact|`` elementwise (see :meth:`bound`).
+    """
+
+    math_precision: str  # "float32" or "float64"
+    accumulator: str
+    bitwise: bool = True
+    relative: float = 0.0
+    output_eps: float = 0.0
+    deterministic: bool = True
+    bit_stable_on_same_hardware: bool = True
+
+    def bound(self, x: torch.Tensor, q) -> torch.Tensor:
+        """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise."""
+        weight = q.dequantize(torch.float64).abs()
+        magnitude = x.to(torch.float64).abs() @ weight.T
+        return (self.relative + self.output_eps) * magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSku:
+    """Stable name of exactly what runs: usable as a cache key, a benchmark row's key, a line of a bug report.
+
+    ``str(sku)`` changes whenever the result or the code that computes it could change.
+    """
+
+    category: str  # "quantize", "dequantize", "matmul", "linear"
+    op: str  # what is computed, e.g. "quantize_per_group"
+    kernel: str  # what computes it, e.g. "affine_quantize" or "reference"
+    element: torch.dtype
+    aux_element: torch.dtype | None = None
+    layout: str | None = None
+    epilogue: str | None = None
+    scheme: str | None = None
+    target: Target = field(default_factory=Target.of)
+    config: tuple[tuple[str, int], ...] = ()
+    precision_guarantee: PrecisionGuarantee | None = None
+
+    @property
+    def arch(self) -> int | str | None:
+        return self.target.arch
+
+    @property
+    def backend(self) -> str:
+        return self.target.backend
+
+    def __str__(self) -> str:
+        parts = [self.op]
+        if self.scheme:
+            parts.append(self.scheme)
+        parts.append(dtype_name(self.element) + (f"-{dtype_name(self.aux_element)}" if self.aux_element else ""))
+        parts += [part for part in (self.layout, self.epilogue) if part]
+        parts.append(str(self.target))
+        parts.append(".".join([self.kernel] + [f"{name.removeprefix('BLOCK_').lower()}{value}" for name, value in self.config]))
+        return "/".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPreference:
+    """What a caller wants of a plan.
+
+    ``max_workspace_bytes``: refuse kernels that need more. ``prefer_kernel``: take this kernel or fail.
+    ``deterministic``: refuse kernels whose result may differ between runs.
+    """
+
+    max_workspace_bytes: int = sys.maxsize
+    prefer_kernel: str | None = None
+    deterministic: bool = True
+
+
+def check_workspace(workspace: torch.Tensor | None, needed: int, what: str) -> None:
+    """Refuse a workspace that is smaller than ``needed`` bytes."""
+    got = 0 if workspace is None else workspace.nbytes
+    if got < needed:
+        raise WorkspaceTooSmallError(needed, got, what)
+
+
+def expect_type(value, kind: type | tuple[type, ...], name: str):
+    """``value`` if it is a ``kind``, else an InvalidProblemError that names both."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InvalidProblemError(f"{name} must be a {kinds}, got {type(value).__name__} {value!r}"[:300])
+    return value

@@ -1,0 +1,120 @@
+"""Floor 4. Facts about one call: shapes, dtypes, scheme, target. A descriptor holds no tensor and is hashable."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import InvalidProblemError
+from ..qtensor import QTensor
+from ..scheme import Scheme
+from .core import Target, dtype_name, expect_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeDesc:
+    """Quantize ``[n, k]`` of ``dtype`` under ``scheme``."""
+
+    n: int
+    k: int
+    dtype: torch.dtype
+    scheme: Scheme
+    target: Target
+
+    op = "quantize"
+
+    @classmethod
+    def of(cls, x: torch.Tensor, scheme: Scheme | str) -> QuantizeDesc:
+        """The descriptor of ``tritonq.quantize(x, scheme)``; refuses anything but a matrix."""
+        expect_type(x, torch.Tensor, "x")
+        if x.dim() != 2:
+            raise InvalidProblemError(f"x must be a matrix [N, K], got shape {tuple(x.shape)}; reshape it first")
+        return cls(n=x.shape[0], k=x.shape[1], dtype=x.dtype, scheme=Scheme.parse(scheme), target=Target.of(x.device))
+
+    def __str__(self) -> str:
+        return f"quantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizeDesc:
+    """Decode an ``[n, k]`` matrix of ``scheme`` into ``dtype``. ``source_dtype`` is the dtype that was quantized."""
+
+    n: int
+    k: int
+    dtype: torch.dtype
+    scheme: Scheme
+    target: Target
+    source_dtype: torch.dtype
+    layout: str = "row"
+
+    op = "dequantize"
+
+    @classmethod
+    def of(cls, q: QTensor, dtype: torch.dtype | None = None) -> DequantizeDesc:
+        """The descriptor of ``tritonq.dequantize(q, dtype)``."""
+        expect_type(q, QTensor, "q")
+        return cls(n=q.shape[0], k=q.shape[1], dtype=dtype or q.dtype, scheme=q.scheme, target=Target.of(q.device),
+                   source_dtype=q.dtype, layout=q.layout)  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"dequantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatmulDesc:
+    """``activation(x[m, k] @ w_hat[n, k].T + bias) + residual`` with x and the result of ``dtype``."""
+
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    scheme: Scheme
+    target: Target
+    source_dtype: torch.dtype
+    layout: str = "row"
+    bias: bool = False
+    activation: str | None = None
+    residual: bool = False
+
+    op = "matmul"
+
+    @classmethod
+    def of(cls, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activation: str | None = None,
+           residual: torch.Tensor | None = None) -> MatmulDesc:  # fmt: skip
+        """The descriptor of ``tritonq.matmul(x, q, ...)``; refuses shapes and devices that do not match."""
+        expect_type(x, torch.Tensor, "x")
+        expect_type(q, QTensor, "q")
+        n, k = q.shape
+        if x.dim() < 1 or x.shape[-1] != k:
+            raise InvalidProblemError(f"x has shape {tuple(x.shape)}; its last dimension must be K={k} of the weight [N, K] = {q.shape}")
+        if x.device != q.device:
+            raise InvalidProblemError(f"x is on {x.device}, the weight on {q.device}; move one with .to()")
+        for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], n))):
+            if tensor is None:
+                continue
+            expect_type(tensor, torch.Tensor, name)
+            if tuple(tensor.shape) != shape:
+                raise InvalidProblemError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+            if not tensor.is_floating_point() or tensor.device != x.device:
+                raise InvalidProblemError(f"{name} must be a floating-point tensor on {x.device}, got {tensor.dtype} on {tensor.device}")
+        m = 1
+        for size in x.shape[:-1]:
+            m *= size
+        return cls(m=m, n=n, k=k, dtype=x.dtype, scheme=q.scheme, target=Target.of(x.device), source_dtype=q.dtype, layout=q.layout,
+                   bias=bias is not None, activation=activation, residual=residual is not None)  # fmt: skip
+
+    @property
+    def epilogue(self) -> str | None:
+        parts = ["bias"] * self.bias + [self.activation] * (self.activation is not None) + ["residual"] * self.residual
+        return "+".join(parts) or None
+
+    def plain(self) -> MatmulDesc:
+        """The same product without an epilogue."""
+        return replace(self, bias=False, activation=None, residual=False)
+
+    def __str__(self) -> str:
+        tail = f", {self.epilogue}" if self.epilogue else ""
+        return f"matmul(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
+
+
+Desc = QuantizeDesc | DequantizeDesc | MatmulDesc

@@ -1,0 +1,62 @@
+"""Floor 4. Every implementation of every operation, in order of preference."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .. import reference
+from .core import OK, PrecisionGuarantee, Status
+from .descriptors import Desc, MatmulDesc
+
+Config = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KernelEntry:
+    """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results."""
+
+    op: str
+    name: str
+    revision: int
+    can_implement: Callable[[Desc], Status]
+    launch: Callable  # (desc, config, workspace, *tensors) -> result
+    config: Callable[[Desc], Config] = lambda desc: {}
+    workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
+    guarantee: Callable[[Desc], PrecisionGuarantee]
+
+    def __repr__(self) -> str:
+        return f"KernelEntry({self.name}.r{self.revision})"
+
+
+def exact(desc: Desc) -> PrecisionGuarantee:
+    """Bit for bit the reference."""
+    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    return PrecisionGuarantee(math_precision=precision, accumulator="none")
+
+
+def accumulated(desc: MatmulDesc) -> PrecisionGuarantee:
+    """Sums of K products in any order: each of K additions and the three roundings of product and decode costs half an ulp.
+
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1: gamma_n = n u / (1 - n u).)
+    """
+    unit = 2.0**-53 if desc.dtype == torch.float64 else 2.0**-24
+    terms = (desc.k + 4) * unit
+    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
+                              output_eps=torch.finfo(desc.dtype).eps / 2)  # fmt: skip
+
+
+def _always(desc: Desc) -> Status:
+    return OK
+
+
+REFERENCE = {
+    "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
+                            launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
+    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
+                              launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
+    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
+                          launch=lambda desc, config, workspace, x, q, bias, residual: reference.matmul(x, q, bias, desc.activation, residual)),
+}  # fmt: skip

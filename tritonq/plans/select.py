@@ -1,0 +1,167 @@
+"""Floor 4. From a descriptor to a plan: ``select`` chooses, ``explain`` says why, ``can_implement`` answers yes or no."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import InvalidProblemError, UnsupportedError
+from ..qtensor import QTensor
+from .constraints import valid
+from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
+from .descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
+from .kernel_entries import KERNELS
+from .registry import REFERENCE, Config, KernelEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A kernel, its config and its promises for one descriptor. Holds no tensor; run it as often as you like."""
+
+    desc: Desc
+    kernel: KernelEntry
+    config: Config = field(hash=False)
+
+    def sku(self) -> KernelSku:
+        """The stable name of exactly what runs."""
+        desc = self.desc
+        return KernelSku(
+            category="matmul" if desc.op == "matmul" else "quantization", op=desc.op, kernel=f"{self.kernel.name}.r{self.kernel.revision}",
+            element=desc.dtype, layout=getattr(desc, "layout", "row"), epilogue=getattr(desc, "epilogue", None), scheme=str(desc.scheme),
+            target=desc.target, config=tuple(self.config.items()), precision_guarantee=self.precision_guarantee(),
+        )  # fmt: skip
+
+    def workspace_size(self) -> int:
+        """Bytes of scratch that :meth:`run` needs; it allocates them when no workspace is given."""
+        return self.kernel.workspace_size(self.desc, self.config)
+
+    def precision_guarantee(self) -> PrecisionGuarantee:
+        """What the result is held to."""
+        return self.kernel.guarantee(self.desc)
+
+    def can_implement(self, *tensors: torch.Tensor | QTensor, **epilogue) -> Status:
+        """Whether these arguments are what the plan was made for."""
+        try:
+            got = self._describe(*tensors, **epilogue)
+        except InvalidProblemError as error:
+            return Status(str(error))
+        return Status() if got == self.desc else Status(f"the plan is for {self.desc}, the arguments make {got}; select a plan for them")
+
+    def run(self, *tensors: torch.Tensor | QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
+            workspace: torch.Tensor | None = None):  # fmt: skip
+        """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(x, q, bias=, residual=)`` multiplies.
+
+        Raises:
+            InvalidProblemError: the arguments are not what the plan was made for.
+            WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
+        """
+        epilogue = {"bias": bias, "residual": residual} if isinstance(self.desc, MatmulDesc) else {}
+        if not (status := self.can_implement(*tensors, **epilogue)):
+            raise InvalidProblemError(status.reason)
+        if workspace is not None:
+            check_workspace(workspace, self.workspace_size(), str(self.desc))
+        if not isinstance(self.desc, MatmulDesc):
+            return self.kernel.launch(self.desc, self.config, workspace, *tensors)
+        x, q = tensors
+        shape = (*x.shape[:-1], q.shape[0])
+        residual = None if residual is None else residual.reshape(self.desc.m, q.shape[0])
+        return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
+
+    def _describe(self, *tensors, **epilogue) -> Desc:
+        want = 2 if isinstance(self.desc, MatmulDesc) else 1
+        if len(tensors) != want:
+            raise InvalidProblemError(f"{self.desc} takes {want} positional tensors, got {len(tensors)}")
+        if isinstance(self.desc, QuantizeDesc):
+            return QuantizeDesc.of(tensors[0], self.desc.scheme)
+        if isinstance(self.desc, DequantizeDesc):
+            return DequantizeDesc.of(tensors[0], self.desc.dtype)
+        return MatmulDesc.of(*tensors, activation=self.desc.activation, **epilogue)
+
+
+def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
+    """Every implementation of the descriptor's operation, best first, each with its verdict."""
+    expect_type(desc, (QuantizeDesc, DequantizeDesc, MatmulDesc), "desc")
+    status = valid(desc)
+    kernels = desc.target.backend != "reference"
+    rows = []
+    for entry in [*(e for e in KERNELS if e.op == desc.op), REFERENCE[desc.op]]:
+        if not status:
+            rows.append((entry, status))
+        elif entry.name == "reference":
+            rows.append((entry, Status(f"the target is {desc.target}; TRITONQ_BACKEND=reference forces plain torch") if kernels else status))
+        elif not kernels:
+            rows.append((entry, Status(f"the target is {desc.target}; kernels run on a GPU or with TRITON_INTERPRET=1")))
+        else:
+            rows.append((entry, entry.can_implement(desc)))
+    return rows
+
+
+def can_implement(desc: Desc) -> Status:
+    """Whether any kernel implements ``desc``; falsy with every refusal otherwise."""
+    rows = candidates(desc)
+    if any(status for _, status in rows):
+        return Status()
+    reasons = dict.fromkeys(status.reason for _, status in rows)
+    return Status("; ".join(reasons))
+
+
+def select(desc: Desc, pref: PlanPreference | None = None) -> Plan:
+    """The first kernel that implements ``desc`` and meets ``pref``. Pure: nothing is compiled, timed or launched.
+
+    Raises:
+        InvalidProblemError: the request itself breaks a rule.
+        UnsupportedError: no kernel is left; the text lists each with its reason.
+
+    Example:
+        >>> import torch, tritonq
+        >>> q = tritonq.quantize(torch.randn(8, 64), "nf4")
+        >>> tritonq.select(tritonq.MatmulDesc.of(torch.randn(2, 64), q)).workspace_size()
+        0
+    """
+    pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
+    rows = candidates(desc)
+    if not (status := valid(desc)):
+        raise InvalidProblemError(f"{desc}: {status.reason}")
+    reasons = []
+    for entry, status in rows:
+        if status:
+            status = _meets(entry, desc, pref)
+        if status:
+            return Plan(desc=desc, kernel=entry, config=entry.config(desc))
+        reasons.append(f"{entry.name}: {status.reason}")
+    raise UnsupportedError(f"no kernel for {desc}: " + "; ".join(reasons))
+
+
+def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
+    """One line per kernel: chosen, or refused and why.
+
+    Example:
+        >>> import torch, tritonq
+        >>> print(tritonq.explain(tritonq.QuantizeDesc.of(torch.randn(2, 64), "nf4")).splitlines()[0])
+        quantize(n=2, k=64, nf4, float32, cpu-reference)
+    """
+    pref = pref or PlanPreference()
+    lines, chosen = [str(desc)], False
+    for entry, status in candidates(desc):
+        if status:
+            status = _meets(entry, desc, pref)
+        if not status:
+            lines.append(f"  {entry.name:<18} refused: {status.reason}")
+        elif chosen:
+            lines.append(f"  {entry.name:<18} possible, but a kernel above is preferred")
+        else:
+            chosen = True
+            plan = Plan(desc=desc, kernel=entry, config=entry.config(desc))
+            lines.append(f"  {entry.name:<18} chosen: {plan.sku()}, workspace {plan.workspace_size()} bytes")
+    return "\n".join(lines)
+
+
+def _meets(entry: KernelEntry, desc: Desc, pref: PlanPreference) -> Status:
+    if pref.prefer_kernel is not None and entry.name != pref.prefer_kernel:
+        return Status(f"prefer_kernel={pref.prefer_kernel!r}")
+    needed = entry.workspace_size(desc, entry.config(desc))
+    if needed > pref.max_workspace_bytes:
+        return Status(f"needs a workspace of {needed} bytes, max_workspace_bytes={pref.max_workspace_bytes}")
+    if pref.deterministic and not entry.guarantee(desc).deterministic:
+        return Status("its result may differ between runs; set deterministic=False to allow it")
+    return Status()

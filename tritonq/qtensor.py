@@ -1,0 +1,167 @@
+"""Floor 1. A quantized matrix: packed codes, scales, and the scheme that says how to read them."""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+
+from .errors import InvalidProblemError, UnsupportedError
+from .formats.dynamic_map import DYNAMIC_MAP
+from .formats.packing import unpack_row
+from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
+
+LAYOUTS = ("row",)
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A quantized ``[N, K]`` matrix. Not a torch.Tensor: arithmetic on it is a TypeError, :meth:`dequantize` is explicit.
+
+    ``value[n, k] = scale * (level(code) - zero_point)``, or ``zero_point + scale * code`` for float zero (``fz``) schemes.
+
+    Attributes:
+        scheme: the :class:`Scheme`.
+        shape: logical ``(N, K)``.
+        dtype: of the tensor that was quantized; what :meth:`dequantize` returns by default.
+        packed: uint8 ``[N, ceil(K * bits / 8)]``, the canonical bit stream (element 2i of 4-bit codes in the low nibble).
+        stored_scale: ``[groups along N, groups along K]`` as stored (``dq``: uint8 codes), None for plain casts.
+        zero_point: same shape, uint8, or a float for ``fz``; None for symmetric and level formats.
+        second_scale: nvfp4: float32 scalar; ``dq``: float32 ``[ceil(groups / 256)]``; else None.
+        scale_offset: ``dq``: float32 scalar that was subtracted from the scales; else None.
+        layout: ``"row"``.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    packed: torch.Tensor
+    stored_scale: torch.Tensor | None = None
+    zero_point: torch.Tensor | None = None
+    second_scale: torch.Tensor | None = None
+    scale_offset: torch.Tensor | None = None
+    layout: str = "row"
+
+    def __post_init__(self):
+        scheme = self.scheme
+        if not isinstance(scheme, Scheme):
+            raise InvalidProblemError(f"scheme must be a Scheme, got {type(scheme).__name__}; use Scheme.parse")
+        if len(self.shape) != 2 or any(not isinstance(d, int) or d < 0 for d in self.shape):
+            raise InvalidProblemError(f"shape must be two non-negative integers (N, K), got {self.shape}")
+        if self.dtype not in FLOAT_DTYPES:
+            raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}")
+        if self.layout not in LAYOUTS:
+            raise UnsupportedError(f"unknown layout {self.layout!r}; known layouts: {', '.join(LAYOUTS)}")
+        n, k = self.shape
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype] | None] = {
+            name: None for name in ("stored_scale", "zero_point", "second_scale", "scale_offset")
+        }
+        expected["packed"] = ((n, scheme.format.row_bytes(k)), torch.uint8)
+        if scheme.has_scale:
+            groups = scheme.scale_shape(n, k)
+            double = "dq" in scheme.options
+            expected["stored_scale"] = (groups, torch.uint8 if double else scheme.scale_format(self.dtype).dtype)
+            if double:
+                expected["second_scale"] = ((-(-groups[0] * groups[1] // DQ_BLOCK),), torch.float32)
+                expected["scale_offset"] = ((), torch.float32)
+            if scheme.recipe == "nv":
+                expected["second_scale"] = ((), torch.float32)
+            if scheme.format.affine:
+                expected["zero_point"] = (groups, scheme.zero_format(self.dtype).dtype if scheme.float_zero else torch.uint8)
+        for name, want in expected.items():
+            tensor = getattr(self, name)
+            got = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+            if got != want:
+                raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype} needs {name} = {want}, got {got}")
+            if tensor is not None and tensor.device != self.packed.device:
+                raise InvalidProblemError(f"{name} is on {tensor.device}, packed on {self.packed.device}; move both to one device")
+
+    @property
+    def device(self) -> torch.device:
+        return self.packed.device
+
+    @cached_property
+    def scale(self) -> torch.Tensor | None:
+        """Scales ``[groups along N, groups along K]``: as stored, or expanded to float32 for ``dq``."""
+        if "dq" not in self.scheme.options:
+            return self.stored_scale
+        table = torch.tensor(DYNAMIC_MAP, dtype=torch.float32, device=self.device)
+        flat = self.stored_scale.flatten()
+        outer = self.second_scale.repeat_interleave(DQ_BLOCK)[: flat.numel()]
+        return (table[flat.long()] * outer + self.scale_offset).view(self.stored_scale.shape)
+
+    @cached_property
+    def group_scale(self) -> torch.Tensor | None:
+        """What a level is multiplied by, float32 (float64 for s64): the stored scale, times the tensor's scale for nvfp4."""
+        if self.stored_scale is None:
+            return None
+        scale = self.scale if self.scale.dtype == torch.float64 else self.scale.float()
+        return scale * self.second_scale if self.scheme.recipe == "nv" else scale
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: codes and metadata."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``8 * nbytes / (N * K)``, metadata counted; the format's bits for an empty matrix."""
+        n, k = self.shape
+        return 8 * self.nbytes / (n * k) if n * k else float(self.scheme.format.bits)
+
+    def codes(self) -> torch.Tensor:
+        """Logical codes ``[N, K]``: int8 for ``int*`` formats, uint8 otherwise, int32 bit patterns for fp16 and bf16.
+
+        Example:
+            >>> import torch, tritonq
+            >>> tritonq.quantize(torch.tensor([[7.0, -1.0]]), "int4").codes().tolist()
+            [[7, -1]]
+        """
+        fmt = self.scheme.format
+        codes = unpack_row(self.packed, fmt.bits, self.shape[1])
+        if not fmt.signed:
+            return codes
+        return (codes << (8 - fmt.bits)).view(torch.int8) >> (8 - fmt.bits)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The decoded matrix ``[N, K]``; see :func:`tritonq.dequantize`."""
+        from .ops import dequantize  # the one arrow that points up: a method is where users look for it
+
+        return dequantize(self, dtype)
+
+    def to(self, device: torch.device | str) -> QTensor:
+        """This matrix with every tensor on ``device``; itself when it is there already."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return QTensor(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in moved.items()})
+
+    def relayout(self, name: str) -> QTensor:
+        """The same matrix in another layout, losslessly.
+
+        Raises:
+            UnsupportedError: there is no such layout.
+        """
+        if name not in LAYOUTS:
+            raise UnsupportedError(f"unknown layout {name!r}; known layouts: {', '.join(LAYOUTS)}")
+        return self if name == self.layout else replace(self, layout=name)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name in a file: ``packed``, ``scale``, ``zero_point``, ``second_scale``, ``scale_offset``; None ones left out."""
+        named = {"packed": self.packed, "scale": self.stored_scale, "zero_point": self.zero_point,
+                 "second_scale": self.second_scale, "scale_offset": self.scale_offset}  # fmt: skip
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def from_tensors(cls, scheme: Scheme | str, shape: tuple[int, int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]) -> QTensor:
+        """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme."""
+        known = ("packed", "scale", "zero_point", "second_scale", "scale_offset")
+        if unknown := sorted(set(tensors) - set(known)):
+            raise InvalidProblemError(f"unknown tensors {', '.join(unknown)}; a QTensor holds {', '.join(known)}")
+        if "packed" not in tensors:
+            raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
+        return cls(Scheme.parse(scheme), (int(shape[0]), int(shape[1])), dtype, *(tensors.get(name) for name in known))
+
+    def __repr__(self) -> str:
+        return f"QTensor({str(self.scheme)!r}, shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device})"
