@@ -11,6 +11,7 @@ from fractions import Fraction
 from .devices import DEVICE_KINDS, DeviceProfile, ModelShard, ShardingKind, ShardingPlan, ShardingStrategy
 from .errors import InvalidProblemError
 from .levels import QuantizationLevel
+from .scheme import Scheme
 from .sizes import format_bytes, parse_bytes
 
 __all__ = [
@@ -53,7 +54,7 @@ def bits_per_param(level) -> Fraction:
         try:
             level = QuantizationLevel.parse(level)
         except InvalidProblemError:
-            level = _scheme(level)
+            level = Scheme.parse(level)
     if isinstance(level, QuantizationLevel):
         return Fraction(level.bits_per_param())
     if not hasattr(level, "bits_per_weight"):
@@ -197,9 +198,3 @@ def _devices(devices) -> list[DeviceProfile]:
     if not items or not all(isinstance(d, DeviceProfile) for d in items):
         raise InvalidProblemError(f"devices must be a sequence of at least one DeviceProfile, got {devices!r}"[:300])
     return items
-
-
-def _scheme(text: str):
-    from .scheme import Scheme
-
-    return Scheme.parse(text)

@@ -1,0 +1,123 @@
+"""What a quantize job has finished, on disk, so that a killed job goes on where it stopped and never mixes two jobs."""
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .rules import Rules
+from .source import Source
+from .tensorfile import open_file, read_json
+from .writer import PARTIAL, write_json
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two jobs on one folder are not noticed there
+    fcntl = None
+
+JOURNAL = "tritonq_job.json"
+REPORT = "tritonq_report.json"
+FORMAT_VERSION = 1
+
+
+def identity(source: Source, rules: Rules) -> dict:
+    """What makes two jobs the same job: the choices, and every source file's name, size, time and header."""
+    files = [{"name": f.path.name, "size": f.size, "mtime_ns": f.mtime_ns, "header_sha256": f.header_hash} for f in source.files]
+    choices = {name: [list(item) if isinstance(item, tuple) else item for item in value] if isinstance(value, tuple) else value
+               for name, value in asdict(rules).items()}  # fmt: skip
+    return {"format_version": FORMAT_VERSION, "rules": choices, "source": files}
+
+
+class Journal:
+    """The state of the job in ``folder``. ``finished`` maps an output file to ``{"size", "header_hash", "tensors"}``."""
+
+    def __init__(self, folder: Path, job: dict, finished: dict | None = None):
+        self.folder, self.job, self.finished = folder, job, finished or {}
+
+    @classmethod
+    def open(cls, folder: Path, job: dict, *, overwrite: bool = False) -> Journal:
+        """Start or continue ``job`` in ``folder``; another job's output is refused unless ``overwrite`` (which removes it)."""
+        known = next((path for path in (folder / JOURNAL, folder / REPORT) if path.is_file()), None)
+        state = read_json(known) if known else None
+        if state is not None and not overwrite:
+            difference = _difference(state.get("job"), job)
+            if difference:
+                raise CheckpointError(f"{folder}: holds a job with another {difference}; --overwrite redoes it, or choose another folder")
+        elif state is None and not overwrite and any(folder.iterdir()):
+            raise CheckpointError(f"{folder}: is not empty and holds no tritonq job; --overwrite writes into it all the same")
+        for path in folder.glob(f"*{PARTIAL}"):
+            path.unlink()
+        finished = state.get("files") if state else None
+        if overwrite:
+            for name in finished if isinstance(finished, dict) else ():
+                if Path(name).name == name:
+                    (folder / name).unlink(missing_ok=True)
+            for name in (JOURNAL, REPORT):
+                (folder / name).unlink(missing_ok=True)
+            finished = None
+        elif finished is not None and not isinstance(finished, dict):
+            raise CheckpointError(f"{known}: 'files' must be an object; give --overwrite to start anew")
+        journal = cls(folder, job, finished)
+        journal._save()
+        return journal
+
+    def rows(self, name: str) -> list[dict] | None:
+        """The report rows of output file ``name`` if it is finished and still what was written, else None."""
+        record = self.finished.get(name)
+        path = self.folder / name
+        if not isinstance(record, dict) or not path.is_file() or path.stat().st_size != record.get("size"):
+            return None
+        try:
+            same = open_file(path).header_hash == record.get("header_hash")
+        except CheckpointError:
+            return None
+        return record.get("tensors") if same else None
+
+    def finish(self, name: str, written: dict, rows: list[dict]) -> None:
+        """Record that output file ``name`` is complete."""
+        self.finished[name] = {**written, "tensors": rows}
+        self._save()
+
+    def close(self, report: dict) -> None:
+        """Write the report, which takes over the record of the job, and drop the journal."""
+        write_json(self.folder / REPORT, report)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        write_json(self.folder / JOURNAL, {"job": self.job, "files": self.finished})
+
+
+@contextmanager
+def locked(folder: Path):
+    """Hold ``folder`` for this process; another job on it is an error. The lock dies with the process."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: another tritonq job is writing here; wait for it, or choose another output folder") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _difference(old, new: dict) -> str | None:
+    """What of two jobs differs, as words, or None."""
+    if not isinstance(old, dict) or old.get("format_version") != new["format_version"]:
+        return "format version"
+    if old.get("rules") != new["rules"]:
+        def words(rules):
+            if not isinstance(rules, dict):
+                return "unreadable"
+            schemes = [rules.get("default") or ""] + [f"{p}={s}" for p, s in rules.get("patterns", [])]
+            return " ".join([s for s in schemes if s] + [f"--{o} {g}" for o in ("include", "exclude") for g in rules.get(o, [])])
+
+        return f"scheme or choice ({words(old.get('rules'))}, now {words(new['rules'])})"
+    if old.get("source") != new["source"]:
+        return "source, or the source changed since"
+    return None

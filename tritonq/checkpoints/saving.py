@@ -1,0 +1,67 @@
+"""``tritonq.save`` and ``tritonq.load``: a model's or a dict's tensors, quantized ones included, as one safetensors file."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..errors import InvalidProblemError
+from ..qtensor import QTensor
+from .checkpoint import open as open_checkpoint
+from .native import MANIFEST, Record, header_metadata, manifest, stored_names, to_tensors
+from .writer import write_json, write_tensors
+
+
+def save(model_or_tensors, path: str | Path) -> None:
+    """Write ``{name: QTensor | Tensor}`` or a module to ``path``: a ``.safetensors`` file, or a folder that gets ``model.safetensors``.
+
+    Of a module the state dict is written; a submodule with an attribute (or method) ``qtensor`` gives its ``weight`` as that QTensor.
+    The file appears whole or not at all.
+
+    Example:
+        >>> import torch, tritonq
+        >>> tritonq.save({"w": tritonq.quantize(torch.randn(64, 64), "nf4")}, "w.safetensors")  # doctest: +SKIP
+    """
+    named = _named_tensors(model_or_tensors)
+    records, tensors = {}, {}
+    for name, value in named.items():
+        if not isinstance(name, str) or not isinstance(value, (QTensor, torch.Tensor)):
+            raise InvalidProblemError(f"save takes text -> QTensor or torch.Tensor, got {name!r} -> {type(value).__name__}"[:300])
+        if isinstance(value, QTensor):
+            value = value.relayout("row")
+            records[name] = Record(scheme=str(value.scheme), shape=tuple(value.shape), dtype=value.dtype)
+            parts = to_tensors(name, value)
+        else:
+            parts = {name: value}
+        clash = next((part for part in stored_names(name, records.get(name)) if part in tensors or (part != name and part in named)), None)
+        if clash is not None:
+            raise InvalidProblemError(f"weight {name!r} is stored as {clash!r} too, and another tensor has that name; rename one")
+        tensors |= parts
+    path = Path(path)
+    folder = None if path.suffix == ".safetensors" else path
+    (folder or path.parent).mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors" if folder else path, tensors, header_metadata({}, records))
+    if folder:
+        write_json(folder / MANIFEST, manifest(records))
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, QTensor | torch.Tensor]:
+    """All of the checkpoint at ``path`` as ``{name: QTensor | Tensor}`` on ``device``; :func:`tritonq.checkpoints.open` reads lazily."""
+    return {name: value.to(device) for name, value in open_checkpoint(path)}
+
+
+def _named_tensors(model_or_tensors) -> dict:
+    if isinstance(model_or_tensors, dict):
+        return model_or_tensors
+    if not isinstance(model_or_tensors, torch.nn.Module):
+        raise InvalidProblemError(f"save takes a module or a dict of tensors, got {type(model_or_tensors).__name__}")
+    named = dict(model_or_tensors.state_dict())
+    for prefix, module in model_or_tensors.named_modules():
+        q = getattr(module, "qtensor", None)
+        q = q() if callable(q) else q
+        if isinstance(q, QTensor):
+            name = f"{prefix}.weight" if prefix else "weight"
+            for stored in stored_names(name, Record(scheme="", shape=(), dtype=q.dtype)):
+                named.pop(stored, None)
+            named[name] = q
+    return named

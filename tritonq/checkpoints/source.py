@@ -1,0 +1,132 @@
+"""A checkpoint on disk as one set of tensors: a safetensors file, a folder with one, or a folder with an index over several."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+from .tensorfile import Entry, TensorFile, open_file, read_json, shorten
+
+INDEX_SUFFIX = ".safetensors.index.json"
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Validated files and, over all of them, ``owner``: tensor name -> file. ``folder`` is None for a single file."""
+
+    path: Path
+    folder: Path | None
+    files: tuple[TensorFile, ...]
+    owner: dict[str, TensorFile]
+    config: dict
+    index: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.owner
+
+    def entry(self, name: str) -> Entry:
+        if name not in self.owner:
+            raise CheckpointError(f"{self.path}: no tensor {name!r} among its {len(self.owner)}")
+        return self.owner[name].entries[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        self.entry(name)
+        return self.owner[name].read(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(e.nbytes for f in self.files for e in f.entries.values())
+
+    def carried(self) -> tuple[list[Path], list[Path]]:
+        """Files beside the weights, relative to the folder: ``(config, tokenizer and the like, what a copy leaves out)``."""
+        own = {self.index, *(file.path for file in self.files)}
+        carry: list[Path] = []
+        leave: list[Path] = []
+        if self.folder is None:
+            return carry, leave
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder)
+            if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+                continue
+            name = relative.name
+            if name.endswith((".partial", "tritonq_job.json", "tritonq_report.json")) or path in own:
+                continue
+            weights = name.endswith((".safetensors", INDEX_SUFFIX, ".index.json", *_OTHER_WEIGHTS))
+            (leave if weights else carry).append(relative)
+        return carry, leave
+
+
+def open_source(path: str | Path) -> Source:
+    """Open the checkpoint at ``path`` (a ``.safetensors`` file, an index, or a folder) and validate headers and index."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_index(path.parent, path)
+    file = open_file(path)
+    return Source(path=path, folder=None, files=(file,), owner=dict.fromkeys(file.entries, file), config={})
+
+
+def _open_folder(folder: Path) -> Source:
+    files = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
+    indexes = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
+    default = folder / f"model{INDEX_SUFFIX}"
+    if default in indexes:
+        return _open_index(folder, default)
+    if len(indexes) > 1:
+        raise CheckpointError(f"{folder}: several indexes ({', '.join(p.name for p in indexes)}); name the one to open")
+    if indexes:
+        return _open_index(folder, indexes[0])
+    if len(files) == 1:
+        file = open_file(files[0])
+        return Source(path=folder, folder=folder, files=(file,), owner=dict.fromkeys(file.entries, file), config=_config(folder))
+    if files:
+        names = ", ".join(p.name for p in files[:4])
+        raise CheckpointError(f"{folder}: {len(files)} safetensors files ({names}) and no model{INDEX_SUFFIX}; name the one file to open")
+    others = sorted(p.name for p in folder.iterdir() if p.name.endswith(_OTHER_WEIGHTS))
+    way_out = f"; {others[0]} is not read here, save it as safetensors first" if others else ""
+    raise CheckpointError(f"{folder}: no .safetensors file in this folder{way_out}")
+
+
+def _open_index(folder: Path, index: Path) -> Source:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to file names, got {shorten(weight_map)}")
+    files: dict[str, TensorFile] = {}
+    for name, filename in weight_map.items():
+        if filename in files:
+            continue
+        if Path(filename).name != filename or not filename.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: tensor {name!r} is said to be in {shorten(filename)}, which is no file name in this folder")
+        if not (folder / filename).is_file():
+            raise CheckpointError(f"{index}: names the file {filename}, which is missing")
+        files[filename] = open_file(folder / filename)
+    owner: dict[str, TensorFile] = {}
+    for filename, file in sorted(files.items()):
+        for name in file.entries:
+            if name in owner:
+                raise CheckpointError(f"{index}: tensor {name!r} is in two files, {owner[name].path.name} and {filename}")
+            if name not in weight_map:
+                raise CheckpointError(f"{index}: {filename} holds tensor {name!r}, which the index does not list")
+            if weight_map[name] != filename:
+                raise CheckpointError(f"{index}: tensor {name!r} is said to be in {weight_map[name]}, it is in {filename}")
+            owner[name] = file
+    missing = next((name for name in weight_map if name not in owner), None)
+    if missing is not None:
+        raise CheckpointError(f"{index}: tensor {missing!r} is said to be in {weight_map[missing]}, which does not hold it")
+    ordered = tuple(file for _, file in sorted(files.items()))
+    return Source(path=folder, folder=folder, files=ordered, owner=owner, config=_config(folder), index=index)
+
+
+def _config(folder: Path) -> dict:
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else {}

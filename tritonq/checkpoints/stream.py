@@ -1,0 +1,226 @@
+"""The quantize job: a checkpoint in, a quantized one out, tensor by tensor.
+
+Memory holds one tensor at a time. Every output file is written beside its final name, synced and renamed, and then recorded: a job
+killed at any moment leaves the source untouched and no half-written file, and the same call finishes it without redoing files.
+"""
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..ops import quantize
+from .journal import Journal, identity, locked
+from .native import MANIFEST, METADATA_KEY, Record, header_metadata, manifest, quantization_config, stored_names, to_tensors
+from .quality import Quality, compare_quantized
+from .rules import RULES_TEXT, Decision, Rules
+from .source import Source, open_source
+from .tensorfile import DTYPES, Entry, TensorFile
+from .writer import PARTIAL, FileWriter, write_json
+
+Progress = Callable[[int, int, str], None]
+
+
+def quantize_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    schemes,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Quantize the safetensors checkpoint ``src`` into the folder ``dst``; returns the report (also ``dst/tritonq_report.json``).
+
+    ``schemes``, ``include``, ``exclude``: see :class:`tritonq.checkpoints.rules.Rules`. ``progress(done, total, name)`` is called
+    with bytes of the source. Configuration and tokenizer files are carried along; the source is only read. ``dst`` may not be
+    ``src`` or inside it.
+
+    Raises:
+        CheckpointError: a malformed source, one that is quantized already, nothing to quantize, or a ``dst`` that holds something else.
+        InvalidProblemError: an unknown scheme, or a pattern that matches nothing.
+    """
+    started = time.monotonic()
+    source = open_source(src)
+    rules = Rules.parse(schemes, include, exclude)
+    _refuse_quantized(source)
+    entries = [entry for file in source.files for entry in file.entries.values()]
+    decisions = rules.decide(entries, tied=bool(source.config.get("tie_word_embeddings")))
+    if not any(d.scheme for d in decisions.values()):
+        raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
+    _refuse_clashes(source, decisions)
+    dst = _destination(source, Path(dst))
+    with locked(dst):
+        journal = Journal.open(dst, identity(source, rules), overwrite=overwrite)
+        return _run(source, dst, decisions, journal, progress or (lambda *_: None), started)
+
+
+def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Journal, progress: Progress, started: float) -> dict:
+    total, done = source.nbytes, 0
+    rows, resumed = [], 0
+    for file in source.files:
+        finished = journal.rows(file.path.name)
+        if finished is None:
+            finished, written = _quantize_file(file, dst, decisions, lambda extra, name, base=done: progress(base + extra, total, name))
+            journal.finish(file.path.name, written, finished)
+        else:
+            resumed += 1
+        rows += finished
+        done += sum(entry.nbytes for entry in file.entries.values())
+        progress(done, total, file.path.name)
+    carried, left_out = source.carried()
+    for path in carried:
+        if path != Path("config.json"):
+            _copy(source.folder / path, dst / path)
+    if source.index is not None:
+        names = {name: out for row in rows for name, out in ((stored, row["file"]) for stored in row["stored"])}
+        write_json(dst / source.index.name, {"metadata": {"total_size": sum(r["bytes_after"] for r in rows)}, "weight_map": names})
+    records = {
+        name: Record(scheme=row["scheme"], shape=tuple(row["shape"]), dtype=DTYPES[row["dtype"]][1])
+        for name, row in ((row["name"], row) for row in rows)
+        if row["scheme"]
+    }
+    write_json(dst / MANIFEST, manifest(records))
+    if source.folder is not None and (source.folder / "config.json").is_file():
+        kept = [row["name"] for row in rows if not row["scheme"] and len(row["shape"]) > 1]
+        write_json(dst / "config.json", source.config | {"quantization_config": quantization_config(records, kept)})
+    report = {
+        "job": journal.job,
+        "files": journal.finished,
+        "totals": totals(rows),
+        "resumed_files": resumed,
+        "carried": [str(p) for p in carried],
+        "left_out": [str(p) for p in left_out],
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    journal.close(report)
+    return report
+
+
+def report_rows(report: dict) -> list[dict]:
+    """The rows of all tensors in a report."""
+    return [row for record in report["files"].values() for row in record["tensors"]]
+
+
+def totals(rows: list[dict]) -> dict:
+    """Sums over the rows of a report: sizes, bits per weight of what was quantized, and the quality of all of it together."""
+    quantized = [row for row in rows if row["scheme"]]
+    weights = sum(prod(row["shape"]) for row in quantized)
+    quality = sum((Quality.from_row(row["quality"]) for row in quantized), Quality())
+    return {
+        "tensors": len(rows),
+        "quantized": len(quantized),
+        "kept": len(rows) - len(quantized),
+        "weights_quantized": weights,
+        "bits_per_weight": round(8 * sum(row["bytes_after"] for row in quantized) / weights, 4) if weights else None,
+        "bytes_before": sum(row["bytes_before"] for row in rows),
+        "bytes_after": sum(row["bytes_after"] for row in rows),
+        "quality": quality.row(),
+    }
+
+
+def _quantize_file(file: TensorFile, dst: Path, decisions: dict[str, Decision], progress) -> tuple[list[dict], dict]:
+    """Write the quantized ``file`` into ``dst``; returns its report rows and the writer's record."""
+    records, names = {}, []
+    for entry in file.entries.values():
+        scheme = decisions[entry.name].scheme
+        if scheme:
+            records[entry.name] = Record(scheme=scheme, shape=entry.shape, dtype=entry.torch_dtype)
+        names += stored_names(entry.name, records.get(entry.name))
+    rows, done = [], 0
+    with FileWriter(dst / file.path.name, names, header_metadata(file.metadata, records)) as writer:
+        for entry in file.entries.values():
+            progress(done, entry.name)
+            record = records.get(entry.name)
+            row = _quantize_tensor(writer, file, entry, record) if record else _keep_tensor(writer, file, entry, decisions[entry.name])
+            rows.append({**row, "file": file.path.name})
+            done += entry.nbytes
+        return rows, writer.finish()
+
+
+def _quantize_tensor(writer: FileWriter, file: TensorFile, entry: Entry, record: Record) -> dict:
+    weight = file.read(entry.name)
+    matrix = weight.reshape(record.matrix_shape)
+    q = quantize(matrix, record.scheme)
+    tensors = to_tensors(entry.name, q)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    size = sum(t.nbytes for t in tensors.values())
+    return {
+        "name": entry.name,
+        "scheme": record.scheme,
+        "reason": None,
+        "shape": list(entry.shape),
+        "dtype": entry.dtype,
+        "bytes_before": entry.nbytes,
+        "bytes_after": size,
+        "bits_per_weight": round(8 * size / entry.numel, 4) if entry.numel else None,
+        "quality": compare_quantized(matrix, q).row(),
+        "stored": list(tensors),
+    }
+
+
+def _keep_tensor(writer: FileWriter, file: TensorFile, entry: Entry, decision: Decision) -> dict:
+    align = max(1, DTYPES[entry.dtype][0] // 8)
+    writer.add_bytes(entry.name, entry.dtype, list(entry.shape), file.chunks(entry.name), align)
+    return {
+        "name": entry.name,
+        "scheme": None,
+        "reason": decision.reason,
+        "shape": list(entry.shape),
+        "dtype": entry.dtype,
+        "bytes_before": entry.nbytes,
+        "bytes_after": entry.nbytes,
+        "bits_per_weight": DTYPES[entry.dtype][0],
+        "quality": None,
+        "stored": [entry.name],
+    }
+
+
+def _refuse_quantized(source: Source) -> None:
+    method = source.config.get("quantization_config")
+    if method is not None:
+        name = method.get("quant_method", "?") if isinstance(method, dict) else "?"
+        raise CheckpointError(f"{source.path}: is quantized already (config.json: quant_method {name!r}); start from the original weights")
+    if any(METADATA_KEY in file.metadata for file in source.files):
+        raise CheckpointError(f"{source.path}: is a tritonq checkpoint already; start from the original weights")
+
+
+def _refuse_clashes(source: Source, decisions: dict[str, Decision]) -> None:
+    """A name that quantizing a weight would write must not be another tensor's."""
+    for decision in decisions.values():
+        if decision.scheme:
+            entry = source.entry(decision.name)
+            record = Record(scheme=decision.scheme, shape=entry.shape, dtype=entry.torch_dtype)
+            for name in stored_names(decision.name, record):
+                if name != decision.name and name in source:
+                    raise CheckpointError(
+                        f"{source.path}: quantizing {decision.name!r} writes {name!r}, a tensor that exists: it looks quantized already; "
+                        f"--exclude {decision.name!r} keeps it"
+                    )
+
+
+def _destination(source: Source, dst: Path) -> Path:
+    if dst.exists() and not dst.is_dir():
+        raise CheckpointError(f"{dst}: the output is a folder, and this is a file; choose another name")
+    if dst.suffix == ".safetensors":
+        raise CheckpointError(f"{dst}: the output is a folder; leave out .safetensors")
+    home = source.files[0].path.parent.resolve()
+    target = dst.resolve()
+    if target == home or (source.folder is not None and home in target.parents):
+        raise CheckpointError(f"{dst}: the output may not be the source folder {home} or lie inside it; choose another folder")
+    if target in home.parents and any((dst / file.path.name).exists() for file in source.files):
+        raise CheckpointError(f"{dst}: holds the source and files of the same names; choose another folder")
+    dst.mkdir(parents=True, exist_ok=True)
+    return dst
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.copyfile(source, partial)
+    partial.replace(target)

@@ -1,0 +1,49 @@
+"""Floor 7. The command line: ``tritonq demo | formats | quantize | inspect | verify | plan | explain``.
+
+Exit status: 0 done, 1 a check failed, 2 bad usage or input. Errors are one line on stderr.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import TritonQError
+from . import demo, explain, formats, inspect, plan, quantize, verify
+from .parser import Parser, UsageError
+
+COMMANDS = (demo, formats, quantize, inspect, verify, plan, explain)
+
+
+def build_parser() -> Parser:
+    """The parser with every command; each command's module adds its own."""
+    parser = Parser(prog="tritonq", description="Quantize LLM weights, check the result, and plan for memory.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for module in COMMANDS:
+        module.add_command(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (``--help`` exits by itself, with 0)."""
+    try:
+        args = build_parser().parse_args(argv)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output went away, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on", 130)
+    except (UsageError, TritonQError) as error:
+        return _complain(error, 2)
+    except OSError as error:
+        return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except MemoryError:
+        return _complain("out of memory: the largest tensor and its quantized copy must fit", 2)
+
+
+def _complain(error, status: int) -> int:
+    print(f"tritonq: {' '.join(str(error).split())}", file=sys.stderr)
+    return status

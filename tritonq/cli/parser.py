@@ -1,0 +1,52 @@
+"""Argument parsing with errors of one line."""
+from __future__ import annotations
+
+import argparse
+
+
+class UsageError(Exception):
+    """Arguments that make no sense; the text is the line that the user sees."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises :class:`UsageError` instead of printing usage and exiting."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str):
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables, no progress bar")
+
+
+def decibels(text: str) -> float:
+    """``"20dB"``, ``"20 db"`` or ``"20"`` -> 20.0."""
+    number = text.strip()
+    if number.lower().endswith("db"):
+        number = number[:-2].strip()
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of decibels; write 20dB or 20")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0, such as ``7000000000``, ``7_000_000_000`` or ``7B`` (K, M, B, T: thousands)."""
+    number, factor = text.strip().replace("_", ""), 1
+    if number[-1:].upper() in ("K", "M", "B", "T"):
+        factor = 1000 ** ("KMBT".index(number[-1].upper()) + 1)
+        number = number[:-1]
+    whole, _, decimals = number.partition(".")
+    if not (whole + decimals).isascii() or not (whole + decimals).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000 or 7B")
+    value = int(whole + decimals) * factor
+    if value % 10 ** len(decimals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole count; write 7000000000 or 7B")
+    return value // 10 ** len(decimals)

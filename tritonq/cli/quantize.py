@@ -1,0 +1,98 @@
+"""``tritonq quantize SRC --scheme S -o DST``."""
+from __future__ import annotations
+
+import re
+
+from ..checkpoints import quantize_checkpoint
+from ..checkpoints.rules import RULES_TEXT
+from ..checkpoints.stream import report_rows
+from ..sizes import format_bytes
+from .output import cosine, decibel, print_json, progress, say, table
+from .parser import add_json
+
+_WORST = 5
+
+
+def add_command(commands) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="quantize a safetensors checkpoint",
+        description="Quantize SRC (a .safetensors file, or a folder with one or with an index) into the folder DST. " + RULES_TEXT + ". "
+        "A killed job leaves SRC untouched and no half-written file; the same command finishes it.",
+    )
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("--scheme", action="append", required=True, metavar="[GLOB=]SCHEME",
+                        help="nf4.g64, int4.g128, ...; with GLOB= for the tensors it matches (repeat; the first match counts)")  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="DST")
+    parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="also quantize tensors that the rule keeps")
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="keep these tensors as they are")
+    parser.add_argument("--overwrite", action="store_true", help="write into a DST that holds something else, redo all files")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    with progress("quantizing", show=not args.json) as advance:
+        report = quantize_checkpoint(
+            args.source, args.output, args.scheme,
+            include=args.include, exclude=args.exclude, overwrite=args.overwrite, progress=advance,
+        )  # fmt: skip
+    if args.json:
+        print_json({"source": args.source, "destination": args.output, **report})
+    else:
+        show(report, args.output)
+    return 0
+
+
+def show(report: dict, destination: str) -> None:
+    """The tables at the end of a job: what was quantized, what was kept and why, the worst layers, the sums."""
+    rows, sums = report_rows(report), report["totals"]
+    table("tensors", ["tensors", "count>", "shape", "scheme or reason kept", "size>", "now>", "bits/weight>", "SQNR>"], _grouped(rows))
+    quantized = sorted((r for r in rows if r["scheme"]), key=lambda r: _sqnr(r["quality"]))
+    table(
+        "worst layers",
+        ["weight", "scheme", "SQNR>", "cosine>", "largest error>"],
+        [[r["name"], r["scheme"], decibel(r["quality"]), cosine(r["quality"]), f"{r['quality']['max_error']:.3g}"] for r in quantized[:_WORST]],
+    )
+    bad = [r for r in quantized if r["quality"]["nonfinite"]]
+    for row in bad:
+        say(f"warning: {row['name']} holds {row['quality']['nonfinite']} NaN or Inf; NaN was coded as zero, Inf as the largest value")
+    if report["left_out"]:
+        say(f"not carried (other weights): {', '.join(report['left_out'])}")
+    if report["resumed_files"]:
+        say(f"{report['resumed_files']} of {len(report['files'])} files were finished before and not redone")
+    ratio = sums["bytes_before"] / sums["bytes_after"] if sums["bytes_after"] else 1
+    bits = f"{sums['bits_per_weight']:.3f} bits per weight, " if sums["bits_per_weight"] else ""
+    say(
+        f"{sums['quantized']} tensors quantized ({bits}SQNR {decibel(sums['quality'])}, cosine {cosine(sums['quality'])}), {sums['kept']} kept; "
+        f"{format_bytes(sums['bytes_before'])} -> {format_bytes(sums['bytes_after'])} ({ratio:.2f}x) in {report['seconds']:.1f} s: {destination}"
+    )
+
+
+def _grouped(rows: list[dict]) -> list[list]:
+    """One line for tensors that differ only in their layer's number and agree in shape and fate."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row["name"])
+        groups.setdefault((pattern, tuple(row["shape"]), row["scheme"], row["reason"]), []).append(row)
+    lines = []
+    for (pattern, shape, scheme, reason), members in groups.items():
+        qualities = [m["quality"] for m in members if m["quality"]]
+        worst = min(qualities, key=_sqnr) if qualities else None
+        bits = members[0]["bits_per_weight"]
+        lines.append([
+            pattern if len(members) > 1 else members[0]["name"],
+            len(members),
+            "x".join(map(str, shape)) or "-",
+            scheme or f"kept: {reason}",
+            format_bytes(sum(m["bytes_before"] for m in members)),
+            format_bytes(sum(m["bytes_after"] for m in members)),
+            f"{bits:.3f}" if scheme and bits is not None else "-",
+            decibel(worst),
+        ])  # fmt: skip
+    return sorted(lines, key=lambda line: line[3].startswith("kept"))
+
+
+def _sqnr(quality: dict) -> float:
+    """For sorting: exact results last."""
+    return float("inf") if quality["sqnr_db"] is None else quality["sqnr_db"]
