@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..reference.affine import compute_dtype
 from . import affine_args as args_of
 from . import affine_problem as problems
 from .core import expect_type
@@ -40,7 +41,8 @@ class _AffinePlan(SeedPlan):
         yield from self._scale_refusals(args, first.device)
         if first.numel() and self._view(args) is None:
             shown = ", ".join(f"{name} {list(getattr(args, name).stride())}" for name in inputs)
-            yield f"strides cannot be viewed as [outer, axis, inner] = {list(self.desc.views(first.shape)[-1])}: {shown}; pass .contiguous() tensors"
+            view = list(self.desc.views(first.shape)[-1])
+            yield f"strides cannot be viewed as [outer, axis, inner] = {view} without a copy: {shown}; pass .contiguous() tensors"
 
     def _tensor_refusals(self, name: str, t: Any, first: torch.Tensor, contiguous: bool) -> Iterator[str]:
         expect_type(t, torch.Tensor, name)
@@ -65,8 +67,8 @@ class _AffinePlan(SeedPlan):
                 yield from tensor_refusals("zero_point", zero_point, torch.int32, ((),), device)
             else:
                 yield from int32_refusals("zero_point", zero_point)
-        if shape is None and self.desc.float_dtype != torch.float64:
-            scale = torch.as_tensor(scale).float()  # as it is used: 1e-60 is no scale for float32
+        if shape is None:
+            scale = torch.as_tensor(scale).to(compute_dtype(self.desc.float_dtype))  # as it is used: 1e-60 is no scale for float32
         yield from positive_refusals("scale", scale)
 
     def _view(self, args: Any) -> tuple[int, int, int] | None:
@@ -82,7 +84,7 @@ class _AffinePlan(SeedPlan):
             return out
         dims = self._view(args)
         operands = [getattr(args, name).view(dims) for name in inputs]
-        operands.append(self._per_group(args.scale, first.device, torch.float64 if self.desc.float_dtype == torch.float64 else torch.float32))
+        operands.append(self._per_group(args.scale, first.device, compute_dtype(self.desc.float_dtype)))
         if self.has_zero_point:
             operands.append(self._per_group(args.zero_point, first.device, torch.int32))
         options = {"q_min": self.desc.q_min, "q_max": self.desc.q_max} if hasattr(self.desc, "q_min") else {}
@@ -174,7 +176,8 @@ class DequantizePerChannelPlan(_Dequantize):
 class DequantizePerChannelBackwardPlan(_DequantizeBackward):
     """``d_input = d_output * scale[c]``."""
 
-    Descriptor, Args, op = problems.DequantizePerChannelDescriptor, args_of.DequantizePerChannelBackwardArgs, "dequantize_per_channel_backward"
+    Descriptor, Args = problems.DequantizePerChannelDescriptor, args_of.DequantizePerChannelBackwardArgs
+    op = "dequantize_per_channel_backward"
 
 
 class QuantizePerTokenPlan(_Quantize):

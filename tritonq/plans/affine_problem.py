@@ -42,7 +42,7 @@ class _PerTensor:
 
 @_record
 class _PerChannel:
-    """One scale per index of ``axis``. ``shape`` has rank 1 to 4, or 4 entries padded with ones behind ``rank``; a negative axis counts from the end."""
+    """One scale per index of ``axis`` (negative: from the end). ``shape`` has rank 1 to 4, or is padded with ones behind ``rank``."""
 
     shape: tuple[int, ...]
     axis: int
@@ -62,7 +62,7 @@ class _PerChannel:
     def check_shape(self) -> None:
         shape = expect_type(self.shape, (tuple, list), "shape")
         if not 1 <= len(shape) <= 4:
-            raise InvalidProblemError(f"shape must have 1 to 4 dimensions, got {len(shape)}: {list(shape)}; flatten neighbours of the channel axis")
+            raise InvalidProblemError(f"shape must have 1 to 4 dimensions, got {list(shape)}; merge neighbours beside the channel axis")
         for i, n in enumerate(shape):
             size(n, f"shape[{i}]")
         if self.rank is not None:
@@ -137,7 +137,7 @@ class _PerGroup:
         size(self.axis_size, "axis_size")
         size(self.group_size, "group_size", 1)
         if self.group_size > _MAX_GROUP:
-            raise UnsupportedError(f"group_size is limited to {_MAX_GROUP}, got {self.group_size}; the PerToken plans have one scale per row")
+            raise UnsupportedError(f"group_size is limited to {_MAX_GROUP}, got {self.group_size}; PerToken plans have one scale per row")
 
     def accepts(self, t: torch.Tensor) -> str | None:
         want = (self.outer_size, self.axis_size)
@@ -196,7 +196,8 @@ class _FromCodes:
             one_of(getattr(self, name), CODES + FLOATS, name)
         if (self.input_dtype in FLOATS) == (self.output_dtype in FLOATS):
             raise UnsupportedError(
-                f"dequantize goes from int8 or uint8 to a floating type, got {dtype_name(self.input_dtype)} to {dtype_name(self.output_dtype)}"
+                "dequantize goes from int8 or uint8 to a floating type, "
+                f"got {dtype_name(self.input_dtype)} to {dtype_name(self.output_dtype)}"
             )
 
 

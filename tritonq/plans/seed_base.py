@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 
 from ..backend import uses_kernels
 from ..errors import InvalidProblemError, UnsupportedError
+from ..kernels import affine as affine_kernels
+from ..kernels import dynamic_range as dynamic_range_kernels
+from ..kernels import linear as linear_kernels
+from ..reference import affine, dynamic_range, linear
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, Target, check_workspace, dtype_name, expect_type
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -48,7 +53,7 @@ def code_range(q_min: int, q_max: int, dtype: torch.dtype) -> None:
         raise InvalidProblemError(f"q_min must not exceed q_max, got q_min={q_min}, q_max={q_max}")
     if q_min < low or q_max > high:
         raise InvalidProblemError(
-            f"codes {q_min}..{q_max} do not fit {dtype_name(dtype)}, which holds {low}..{high}; narrow q_min/q_max or take another output_dtype"
+            f"codes {q_min}..{q_max} do not fit {dtype_name(dtype)}, which holds {low}..{high}; narrow the range or change output_dtype"
         )
 
 
@@ -118,11 +123,12 @@ class SeedPlan:
         desc.check()
         plan = cls(desc, pref, Target.of(stream.device if stream is not None else None))
         if pref.prefer_kernel not in (None, plan.kernel_name):
-            raise UnsupportedError(f"{cls.__name__} has the kernel {plan.kernel_name!r} here, prefer_kernel asks for {pref.prefer_kernel!r}; leave it None")
-        if plan.workspace_size() > pref.max_workspace_bytes:
             raise UnsupportedError(
-                f"{cls.__name__} needs {plan.workspace_size()} bytes of workspace, max_workspace_bytes allows {pref.max_workspace_bytes}; raise the limit"
+                f"{cls.__name__} runs the kernel {plan.kernel_name!r} here, prefer_kernel asks for {pref.prefer_kernel!r}; leave it None"
             )
+        needed, limit = plan.workspace_size(), pref.max_workspace_bytes
+        if needed > limit:
+            raise UnsupportedError(f"{cls.__name__} needs {needed} bytes of workspace, max_workspace_bytes allows {limit}; raise the limit")
         return plan
 
     def can_implement(self, args: Any) -> Status:
@@ -147,7 +153,7 @@ class SeedPlan:
 
     def precision_guarantee(self) -> PrecisionGuarantee:
         """Equal to the torch reference bit for bit on every backend; float64 input is computed in float64, all other in float32."""
-        math = "float64" if self._elements()[0] == torch.float64 else "float32"
+        math = dtype_name(affine.compute_dtype(self._elements()[0]))
         return PrecisionGuarantee(math_precision=math, accumulator=math)
 
     def run(self, stream: torch.cuda.Stream | None, workspace: torch.Tensor | None, args: Any):
@@ -189,11 +195,17 @@ def _check_stream(stream: Any) -> None:
         raise InvalidProblemError(f"stream must be a torch.cuda.Stream or None (the current one), got {type(stream).__name__}")
 
 
-def implementation(module: str, device: torch.device):
-    """``tritonq.kernels.<module>`` where kernels run for tensors on ``device``, else ``tritonq.reference.<module>``: same functions."""
-    import importlib
+_IMPLEMENTATIONS = {
+    "affine": (affine_kernels, affine),
+    "dynamic_range": (dynamic_range_kernels, dynamic_range),
+    "linear": (linear_kernels, linear),
+}
 
-    return importlib.import_module(f"..{'kernels' if uses_kernels(device) else 'reference'}.{module}", __package__)
+
+def implementation(module: str, device: torch.device) -> ModuleType:
+    """``tritonq.kernels.<module>`` where kernels run for tensors on ``device``, else ``tritonq.reference.<module>``: same functions."""
+    kernels, reference = _IMPLEMENTATIONS[module]
+    return kernels if uses_kernels(device) else reference
 
 
 def given_or_empty(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -48,7 +48,9 @@ def _unclamped_code(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tens
     return quotient.round_().clamp_(-_FAR, _FAR).to(torch.int64) + zero_point
 
 
-def quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor) -> None:
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor
+) -> None:
     """``out = clamp(round_half_even(x / scale) + zero_point, q_min, q_max)``, rounded first, then added, saturating.
 
     Args:
@@ -70,13 +72,16 @@ def quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, 
 
 
 def quantize_backward(
-    x: torch.Tensor, d_output: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor
-) -> None:
+    x: torch.Tensor, d_output: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *,
+    q_min: int, q_max: int, group_size: int, out: torch.Tensor,
+) -> None:  # fmt: skip
     """Straight-through gradient of :func:`quantize`: ``d_output / scale`` where ``q_min <= unclamped code <= q_max``, else 0."""
     _backward(x, d_output, scale, zero_point, q_min, q_max, group_size, out, divide=True)
 
 
-def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor) -> None:
+def fake_quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor
+) -> None:
     """``out = (code - zero_point) * scale`` with the code of :func:`quantize`, in the type of ``out``."""
     s, z = _spread(scale.to(compute_dtype(x.dtype)), x.shape, group_size), _spread(zero_point, x.shape, group_size)
     for at in _slabs(x.shape):
@@ -85,8 +90,9 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
 
 
 def fake_quantize_backward(
-    x: torch.Tensor, d_output: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *, q_min: int, q_max: int, group_size: int, out: torch.Tensor
-) -> None:
+    x: torch.Tensor, d_output: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, *,
+    q_min: int, q_max: int, group_size: int, out: torch.Tensor,
+) -> None:  # fmt: skip
     """Straight-through gradient of :func:`fake_quantize`: ``d_output`` where ``q_min <= unclamped code <= q_max``, else 0."""
     _backward(x, d_output, scale, zero_point, q_min, q_max, group_size, out, divide=False)
 
