@@ -27,7 +27,8 @@ def add_command(commands) -> None:
 
 def run(args) -> int:
     dtype = _DTYPES[args.dtype]
-    desc = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=Scheme.parse(args.scheme), target=_target(args.target), source_dtype=dtype)
+    scheme, target = Scheme.parse(args.scheme), _target(args.target)
+    desc = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=target, source_dtype=dtype)
     text = explain(desc)
     if args.json:
         problem, *kernels = text.splitlines()

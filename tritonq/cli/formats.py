@@ -38,7 +38,7 @@ def _row(name: str) -> dict:
         "granularity": str(scheme.granularity),
         "bits_per_weight": scheme.bits_per_weight(4096, 4096),
         "codes": f"{low} to {high}" if fmt.is_integer else f"{2**fmt.bits} levels",
-        "scale": scheme.scale or fmt.scale or ("input's dtype" if scheme.has_scale else "none"),
+        "scale": (scheme.scale or fmt.scale or "input's dtype") if scheme.has_scale else "none",
         "preset": name in PRESETS,
         "source": FORMATS[fmt.name].source,
     }

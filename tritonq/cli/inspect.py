@@ -6,7 +6,7 @@ from math import prod
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.tensorfile import DTYPES
 from ..sizes import format_bytes
-from .output import print_json, say, table
+from .output import dimensions, print_json, say, table
 from .parser import add_json
 
 
@@ -37,11 +37,14 @@ def run(args) -> int:
     table(
         args.path,
         ["tensor", "shape", "dtype", "scheme", "bits/weight>", "size>"],
-        [[r["name"], "x".join(map(str, r["shape"])) or "-", r["dtype"], r["scheme"] or "-", f"{r['bits_per_weight']:.3f}", format_bytes(r["bytes"])]
-         for r in rows],
-    )  # fmt: skip
+        [
+            [r["name"], dimensions(r["shape"]), r["dtype"], r["scheme"] or "-", f"{r['bits_per_weight']:.3f}", format_bytes(r["bytes"])]
+            for r in rows
+        ],
+    )
     bits = f" at {report['bits_per_weight']:.3f} bits per weight" if weights else ""
-    say(f"{checkpoint.family}: {len(rows)} tensors, {len(quantized)} quantized{bits}, {report['parameters']} parameters, {format_bytes(report['bytes'])}")
+    size = f"{report['parameters']} parameters, {format_bytes(report['bytes'])}"
+    say(f"{checkpoint.family}: {len(rows)} tensors, {len(quantized)} quantized{bits}, {size}")
     return 0
 
 

@@ -36,6 +36,11 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
     console().print(result)
 
 
+def dimensions(shape: list[int]) -> str:
+    """``[64, 128]`` -> ``"64x128"``; "-" for a single number."""
+    return "x".join(map(str, shape)) or "-"
+
+
 def decibel(row: dict | None) -> str:
     """SQNR of a quality row: "exact" where nothing was lost."""
     if not row:
@@ -49,13 +54,19 @@ def cosine(row: dict | None) -> str:
     return f"{row['cosine']:.5f}" if row else "-"
 
 
+def quality_table(title: str, rows: list[dict]) -> None:
+    """A line per quantized weight: how far its decoded values are from the original."""
+    cells = [[r["name"], r["scheme"], decibel(r["quality"]), cosine(r["quality"]), f"{r['quality']['max_error']:.3g}"] for r in rows]
+    table(title, ["weight", "scheme", "SQNR>", "cosine>", "largest error>"], cells)
+
+
 @contextmanager
 def progress(title: str, *, show: bool) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or the output is no terminal."""
     if not (show and sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(), TextColumn("{task.fields[name]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[name]}")]
+    with Progress(texts[0], BarColumn(), texts[1], TimeRemainingColumn(), texts[2], console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, name="")
         yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name.replace("[", "\\["))

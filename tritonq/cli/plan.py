@@ -4,9 +4,11 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil, prod
 
+from ..checkpoints import open as open_checkpoint
 from ..checkpoints.rules import Rules
-from ..checkpoints.source import Source, open_source
+from ..checkpoints.source import Source
 from ..checkpoints.tensorfile import DTYPES
+from ..errors import CheckpointError
 from ..levels import QuantizationLevel
 from ..planner import OVERHEAD, bits_per_param
 from ..scheme import Scheme
@@ -21,8 +23,8 @@ def add_command(commands) -> None:
     parser = commands.add_parser(
         "plan",
         help="how much memory a model takes at each precision, and which fits",
-        description="Memory for weights plus 20 % for activations and buffers. A MODEL (safetensors file or folder) is counted tensor by tensor, "
-        "what a quantize job would keep at its own size; --params counts all parameters at the same precision. Exit status 1: nothing fits.",
+        description="Memory for weights plus 20 percent for activations and buffers. A MODEL (safetensors file or folder) is counted by "
+        "tensor, what a quantize job keeps at its own size; --params counts all at the same precision. Exit status 1: nothing fits.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL")
     parser.add_argument("--params", type=count, metavar="N", help="number of parameters instead of a model: 7000000000 or 7B")
@@ -36,12 +38,13 @@ def run(args) -> int:
     if (args.model is None) == (args.params is None):
         raise UsageError("plan takes either a MODEL or --params N (see tritonq plan --help)")
     memory = parse_bytes(args.memory)
-    source = open_source(args.model) if args.model is not None else None
+    source = _open_original(args.model) if args.model is not None else None
     params = sum(e.numel for f in source.files for e in f.entries.values()) if source else args.params
     schemes = [str(Scheme.parse(scheme)) for scheme in args.scheme or _SCHEMES]
     # Most precise first; ties keep this order, so FP16 comes before BF16 and levels (no scales) before schemes.
     choices = [(str(level), Fraction(params * level.bits_per_param(), 8)) for level in QuantizationLevel]
-    choices += [(scheme, _model_bytes(source, scheme) if source else params * bits_per_param(Scheme.parse(scheme)) / 8) for scheme in schemes]
+    for scheme in schemes:
+        choices.append((scheme, _model_bytes(source, scheme) if source else params * bits_per_param(Scheme.parse(scheme)) / 8))
     rows = [
         {
             "precision": name,
@@ -60,11 +63,21 @@ def run(args) -> int:
     table(
         f"{args.model or 'model'}: {params} parameters, {format_bytes(memory)} of memory",
         ["precision", "bits/parameter>", "weights>", "with 20 % overhead>", "fits"],
-        [[r["precision"], f"{r['bits_per_param']:.3f}", format_bytes(r["weights"]), format_bytes(r["memory"]), "yes" if r["fits"] else "no"] for r in rows],
+        [
+            [r["precision"], f"{r['bits_per_param']:.3f}", format_bytes(r["weights"]), format_bytes(r["memory"]), ("no", "yes")[r["fits"]]]
+            for r in rows
+        ],
     )
     say("FP32 to INT4 count bits alone; schemes count scales" + (", and what a quantize job keeps" if source else "") + ".")
     say(f"suggestion: {suggestion}" if suggestion else "does not fit at any of these; use more devices or fewer bits")
     return 0 if suggestion else 1
+
+
+def _open_original(path: str) -> Source:
+    checkpoint = open_checkpoint(path)
+    if checkpoint.records:
+        raise CheckpointError(f"{path}: is quantized already; plan takes the original weights, inspect shows the sizes of this one")
+    return checkpoint.source
 
 
 def _model_bytes(source: Source, scheme: str) -> Fraction:

@@ -7,7 +7,7 @@ from ..checkpoints import quantize_checkpoint
 from ..checkpoints.rules import RULES_TEXT
 from ..checkpoints.stream import report_rows
 from ..sizes import format_bytes
-from .output import cosine, decibel, print_json, progress, say, table
+from .output import cosine, decibel, dimensions, print_json, progress, quality_table, say, table
 from .parser import add_json
 
 _WORST = 5
@@ -49,11 +49,7 @@ def show(report: dict, destination: str) -> None:
     rows, sums = report_rows(report), report["totals"]
     table("tensors", ["tensors", "count>", "shape", "scheme or reason kept", "size>", "now>", "bits/weight>", "SQNR>"], _grouped(rows))
     quantized = sorted((r for r in rows if r["scheme"]), key=lambda r: _sqnr(r["quality"]))
-    table(
-        "worst layers",
-        ["weight", "scheme", "SQNR>", "cosine>", "largest error>"],
-        [[r["name"], r["scheme"], decibel(r["quality"]), cosine(r["quality"]), f"{r['quality']['max_error']:.3g}"] for r in quantized[:_WORST]],
-    )
+    quality_table("worst layers", quantized[:_WORST])
     bad = [r for r in quantized if r["quality"]["nonfinite"]]
     for row in bad:
         say(f"warning: {row['name']} holds {row['quality']['nonfinite']} NaN or Inf; NaN was coded as zero, Inf as the largest value")
@@ -61,12 +57,12 @@ def show(report: dict, destination: str) -> None:
         say(f"not carried (other weights): {', '.join(report['left_out'])}")
     if report["resumed_files"]:
         say(f"{report['resumed_files']} of {len(report['files'])} files were finished before and not redone")
-    ratio = sums["bytes_before"] / sums["bytes_after"] if sums["bytes_after"] else 1
+    before, after = sums["bytes_before"], sums["bytes_after"]
     bits = f"{sums['bits_per_weight']:.3f} bits per weight, " if sums["bits_per_weight"] else ""
-    say(
-        f"{sums['quantized']} tensors quantized ({bits}SQNR {decibel(sums['quality'])}, cosine {cosine(sums['quality'])}), {sums['kept']} kept; "
-        f"{format_bytes(sums['bytes_before'])} -> {format_bytes(sums['bytes_after'])} ({ratio:.2f}x) in {report['seconds']:.1f} s: {destination}"
-    )
+    quality = f"SQNR {decibel(sums['quality'])}, cosine {cosine(sums['quality'])}"
+    say(f"{sums['quantized']} tensors quantized ({bits}{quality}), {sums['kept']} kept")
+    ratio = f" ({before / after:.2f}x smaller)" if after else ""
+    say(f"{format_bytes(before)} -> {format_bytes(after)}{ratio} in {report['seconds']:.1f} s: {destination}")
 
 
 def _grouped(rows: list[dict]) -> list[list]:
@@ -83,7 +79,7 @@ def _grouped(rows: list[dict]) -> list[list]:
         lines.append([
             pattern if len(members) > 1 else members[0]["name"],
             len(members),
-            "x".join(map(str, shape)) or "-",
+            dimensions(shape),
             scheme or f"kept: {reason}",
             format_bytes(sum(m["bytes_before"] for m in members)),
             format_bytes(sum(m["bytes_after"] for m in members)),

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..checkpoints import verify_checkpoint
-from .output import cosine, decibel, print_json, progress, say, table
+from .output import cosine, decibel, print_json, progress, quality_table, say
 from .parser import add_json, decibels
 
 
@@ -10,8 +10,8 @@ def add_command(commands) -> None:
     parser = commands.add_parser(
         "verify",
         help="check a checkpoint, alone or against its source",
-        description="Check that every tensor of PATH is there, decodes and decodes to finite numbers; against SRC also its names, shapes, kept "
-        "tensors byte for byte, and SQNR and cosine of each quantized weight. Exit status 1 where a check fails, 2 where a file is malformed.",
+        description="Check that every tensor of PATH is there and decodes to finite numbers; against SRC also names, shapes, kept tensors "
+        "byte for byte, and SQNR and cosine of each quantized weight. Exit status 1: a check failed; 2: a file is malformed.",
     )
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--against", metavar="SRC", help="the checkpoint that PATH was made from")
@@ -28,11 +28,7 @@ def run(args) -> int:
         return 0 if report["ok"] else 1
     compared = [row for row in report["tensors"] if row["quality"]]
     if compared:
-        table(
-            f"{args.path} against {args.against}",
-            ["weight", "scheme", "SQNR>", "cosine>", "largest error>"],
-            [[r["name"], r["scheme"], decibel(r["quality"]), cosine(r["quality"]), f"{r['quality']['max_error']:.3g}"] for r in compared],
-        )
+        quality_table(f"{args.path} against {args.against}", compared)
     for failure in report["failures"]:
         say(f"failed: {failure}")
     overall = f", SQNR {decibel(report['quality'])}, cosine {cosine(report['quality'])}" if report["quality"] else ""
