@@ -4,6 +4,21 @@ from .backend import backend
 from .checkpoints import load, save
 from .formats.packing import pack, unpack
 from .levels import QuantizationLevel
+from .matrix import (
+    create_params_from_range,
+    dequantize_matrix,
+    dequantize_vector,
+    fake_quantize,
+    find_min_max,
+    quantize_matrix,
+    quantize_matrix_per_channel,
+    quantize_vector,
+    quantized_dot,
+    quantized_matmul,
+    quantized_matvec,
+)
+from .methods import QuantizationMethod, QuantizationParams, QuantizedDataType, determine_data_type
+from .nf4_quantizer import Nf4Quantizer
 from .ops import dequantize, matmul, quantize
 from .planner import DeviceProfile, ModelShard, ShardingPlan, ShardingStrategy, estimate_memory, plan_sharding, suggest_quantization
 from .plans.core import KernelSku, PlanPreference, PrecisionGuarantee, Status
@@ -19,4 +34,7 @@ __all__ = [
     "QuantizationLevel", "QuantizeDesc", "Scheme", "ShardingPlan", "ShardingStrategy", "Status", "backend", "can_implement", "checkpoints",
     "dequantize", "errors", "estimate_memory", "explain", "load", "matmul", "pack", "plan_sharding", "quantize", "save", "select",
     "suggest_quantization", "unpack",
+    "Nf4Quantizer", "QuantizationMethod", "QuantizationParams", "QuantizedDataType", "create_params_from_range", "dequantize_matrix",
+    "dequantize_vector", "determine_data_type", "fake_quantize", "find_min_max", "quantize_matrix", "quantize_matrix_per_channel",
+    "quantize_vector", "quantized_dot", "quantized_matmul", "quantized_matvec",
 ]  # fmt: skip
