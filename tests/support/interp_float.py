@@ -2,7 +2,8 @@
 
 The interpreter keeps bf16 as uint16 and fp8 as uint8 arrays. Stock Triton 3.6 to 3.9 truncates float32 -> bf16, computes bf16 arithmetic,
 comparisons and ``tl.dot`` on the raw 16-bit patterns, loses the mantissa carry in fp8 casts and rounds ``tl.fma`` twice before 3.9.
-``install()`` replaces those parts; torch's own casts are the authority on rounding.
+``install()`` replaces those parts. Casts round once, as hardware does; torch's do too, except from float64 to 16 bits, where torch
+goes by way of float32.
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import triton.language as tl
 from triton.runtime import interpreter as stock
 
 from . import exact
+from .ptx import numbers
 
 Handle = stock.TensorHandle
 Builder = stock.InterpreterBuilder
@@ -65,7 +67,11 @@ def to_float32(handle) -> np.ndarray:
 
 
 def from_float(values: np.ndarray, dtype) -> np.ndarray:
-    """Round float values to ``dtype`` (nearest, ties to even) in the interpreter's storage."""
+    """Round float values to ``dtype`` (nearest, ties to even, once) in the interpreter's storage."""
+    if values.dtype == np.float64 and dtype == BF16:
+        return numbers.float_to_bf16(values)
+    if values.dtype == np.float64 and dtype == tl.float16:
+        return values.astype(np.float16)
     tensor = _saturate(torch.from_numpy(np.array(values, copy=True, order="C")), dtype)
     return as_stored(tensor.to(TORCH_TYPE[dtype]), dtype)
 
@@ -76,9 +82,7 @@ def _convert_float(original):
     def convert(data, source, target, rounding):
         if source in TORCH_TYPE and target in TORCH_TYPE and rounding in (None, nearest):
             values = as_torch(data if source in RAW else np.asarray(data).view(stock._get_np_dtype(source)), source)
-            if source == tl.float64 and target in FP8_MAX:
-                values = values.to(torch.float32)
-            return as_stored(_saturate(values, target).to(TORCH_TYPE[target]), target)
+            return from_float((values.to(torch.float32) if source in RAW else values).numpy(), target)
         return original(data, source, target, rounding)
 
     return convert

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+from collections.abc import Callable, Iterable
 
 import torch
 from triton.runtime.jit import JITFunction
@@ -41,15 +42,18 @@ class Simulator:
     """The settings and counters of an installed simulator.
 
     ``options`` are launch options forced on every kernel (``num_warps=8``). ``lazy`` lets asynchronous copies and matrix instructions take
-    effect as late as their waits allow. ``last`` is Triton's compiled kernel of the latest launch (``last.asm["ptx"]``).
+    effect as late as their waits allow; ``order`` maps the number of blocks to the sequence in which they run. ``last`` is Triton's
+    compiled kernel of the latest launch (``last.asm["ptx"]``).
     """
 
     arch: int
     options: dict = dataclasses.field(default_factory=dict)
     lazy: bool = False
+    order: Callable[[int], Iterable[int]] | None = None
     launches: int = 0
     compiles: int = 0
     steps: int = 0
+    unfenced: int = 0
     last: object = None
 
 
@@ -134,7 +138,17 @@ def _run(self: JITFunction, *args, grid, warmup, **kwargs):
     size = tuple(int(extent) for extent in (grid({**bound.arguments, **options}) if callable(grid) else grid))
     meta = compiled.metadata
     _current.launches += 1
-    _current.steps += ptx_sim.launch(compiled.asm["ptx"], size, spec.values, meta.num_warps, meta.shared, lazy=_current.lazy)
+    run = ptx_sim.launch(
+        compiled.asm["ptx"],
+        size,
+        spec.values,
+        num_warps=meta.num_warps,
+        shared=meta.shared,
+        lazy=_current.lazy,
+        order=_current.order,
+    )
+    _current.steps += run.steps
+    _current.unfenced += run.unfenced
     return compiled
 
 
