@@ -1,5 +1,5 @@
 """fp16: IEEE binary16 without a scale; magnitudes above 65504 saturate."""
-from .._triton import jit
+from .._triton import jit, tl  # noqa: F401  (Triton's interpreter looks for tl among a device function's globals)
 from .minifloat import minifloat_format
 from .numerics import decode_minifloat, encode_minifloat
 

@@ -1,5 +1,5 @@
 """fp4_e2m1: sign, 2 exponent bits, 1 mantissa bit: 0, 0.5, 1, 1.5, 2, 3, 4, 6; scale = absmax / 6."""
-from .._triton import jit
+from .._triton import jit, tl  # noqa: F401  (Triton's interpreter looks for tl among a device function's globals)
 from .minifloat import minifloat_format
 from .numerics import decode_minifloat, encode_minifloat
 

@@ -1,5 +1,5 @@
 """fp8_e4m3: OCP float8 with 3 mantissa bits, largest value 448, no infinity; scale = absmax / 448."""
-from .._triton import jit
+from .._triton import jit, tl  # noqa: F401  (Triton's interpreter looks for tl among a device function's globals)
 from .minifloat import minifloat_format
 from .numerics import decode_minifloat, encode_minifloat
 

@@ -1,5 +1,5 @@
 """fp8_e5m2: OCP float8 with 2 mantissa bits, largest finite value 57344; scale = absmax / 57344."""
-from .._triton import jit
+from .._triton import jit, tl  # noqa: F401  (Triton's interpreter looks for tl among a device function's globals)
 from .minifloat import minifloat_format
 from .numerics import decode_minifloat, encode_minifloat
 

@@ -105,7 +105,7 @@ def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int
     bias = 2 ** (exponent_bits - 1) - 1
     u = narrow_ref(u)
     mag = u.abs().clamp(max=max_abs)
-    exponent = torch.frexp(mag)[1].sub_(1).clamp_(min=1 - bias)
+    exponent = torch.frexp(mag)[1].sub_(1).clamp_(min=1 - bias).masked_fill_(mag == 0, 1 - bias)
     steps = torch.ldexp(mag, mantissa_bits - exponent).round_()  # in units of the last place, so that round() rounds there
     code = steps.int() + ((exponent + bias - 1) << mantissa_bits)
     return code + (torch.signbit(u).int() << (exponent_bits + mantissa_bits))

@@ -1,6 +1,52 @@
-"""Floor 4. The Triton kernels as entries of the registry."""
+"""Floor 4. The Triton kernels as entries of the registry, best first."""
 from __future__ import annotations
 
-from .registry import KernelEntry
+from .. import reference
+from .._triton import triton
+from .core import OK, Status
+from .descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
+from .registry import KernelEntry, accumulated, exact
 
 KERNELS: list[KernelEntry] = []
+
+if triton is not None:
+    from ..kernels import dequantize as dequantize_kernels
+    from ..kernels import matmul as matmul_kernels
+    from ..kernels import quantize as quantize_kernels
+
+    def _is_rows(desc: QuantizeDesc) -> Status:
+        if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
+            return OK
+        return Status(f"holds groups of 2**i columns, at most {quantize_kernels.LONGEST_ROW_GROUP}, that fill whole bytes; {desc.scheme} on k={desc.k} is none")
+
+    def _is_area(desc: QuantizeDesc) -> Status:
+        if desc.n * desc.k == 0:
+            return OK
+        return Status("quantize_rows reads each element once") if _is_rows(desc) else OK
+
+    def _quantize(desc, config, workspace, x):
+        if x.numel() == 0:
+            return reference.quantize(x, desc.scheme)  # nothing to launch; the parameters of empty groups are the reference's
+        return quantize_kernels.quantize(x, desc.scheme, config)
+
+    def _config(desc: QuantizeDesc) -> dict[str, int]:
+        return quantize_kernels.config(desc.scheme, desc.n, desc.k)
+
+    def _always(desc: Desc) -> Status:
+        return OK
+
+    def _dequantize_config(desc: DequantizeDesc) -> dict[str, int]:
+        return dequantize_kernels.config(desc.k)
+
+    def _matmul_config(desc: MatmulDesc) -> dict[str, int]:
+        return matmul_kernels.config(desc.m, desc.dtype)
+
+    KERNELS += [
+        KernelEntry(op="quantize", name="quantize_rows", revision=1, can_implement=_is_rows, config=_config, guarantee=exact, launch=_quantize),
+        KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact, launch=_quantize),
+        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_dequantize_config, guarantee=exact,
+                    launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
+        KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
+                    launch=lambda desc, config, workspace, x, q, bias, residual:
+                        matmul_kernels.matmul(x, q, bias, desc.activation, residual, config)),
+    ]  # fmt: skip

@@ -32,7 +32,7 @@ def scale_from_range(low: torch.Tensor, high: torch.Tensor, scheme: Scheme, dtyp
     storage = scheme.scale_format(dtype)
     scale = storage.encode_ref(_finish(extent / scheme.divisor, extent, scheme))
     if scheme.float_zero:
-        return scale, scheme.zero_format(dtype).encode_ref(low)
+        return scale, scheme.zero_format(dtype).encode_ref(low + 0.0)  # no -0.0: which zero is the least depends on the order
     ratio = -low / storage.decode_ref(scale).to(low.dtype)
     zero_point = encode_integer_ref(ratio, 0, *scheme.code_range, "away" in scheme.options)
     return scale, zero_point.to(torch.uint8)

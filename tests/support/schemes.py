@@ -1,0 +1,53 @@
+"""The schemes that whole-operation tests sweep, and data that provokes every rule."""
+import torch
+
+from tritonq.formats import FORMATS
+from tritonq.scheme import PRESETS
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+GRANULARITIES = ("tensor", "channel", "column", "token", "g32", "g96", "g1000", "g7", "g1", "b3x5", "b4x32")
+OPTIONS = {
+    "int4": ("full", "narrow", "pow2", "away", "dq", "s32", "s16", "sbf16", "se8m0", "se4m3", "full.narrow.away.s16"),
+    "uint4": ("fz", "fz.pow2", "pow2", "away", "dq", "s16", "se8m0", "se4m3", "fz.se8m0", "fz.s16"),
+    "nf4": ("dq", "pow2", "s16", "sbf16", "se4m3", "se8m0"),
+    "fp8_e4m3": ("pow2", "se8m0", "sbf16", "s64"),
+    "int3": ("g8.full", "g24", "g5.away"),
+    "uint3": ("g64.fz",),
+    "int2": ("g16.narrow",),
+    "uint2": ("b2x3.fz",),
+}
+SCHEMES = [
+    *FORMATS,
+    *PRESETS,
+    *(f"{fmt}.{granularity}" for fmt in ("int4", "uint3", "nf4", "fp8_e4m3") for granularity in GRANULARITIES),
+    *(f"{fmt}.{option}" for fmt, options in OPTIONS.items() for option in options),
+]
+
+
+def hostile(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Random values with NaN, Inf, zeros, constants, outliers, denormals and non-contiguous memory among them."""
+    generator = torch.Generator().manual_seed(seed + 1000 * shape[0] + shape[1])
+    x = torch.randn(shape[1], shape[0], generator=generator, dtype=torch.float64).T
+    n, k = shape
+    finfo = torch.finfo(dtype)
+    x = x.clone() if seed % 2 else x
+    if n > 2 and k > 8:
+        x[0, ::3] = float("nan")
+        x[0, 1] = float("inf")
+        x[1, : k // 2] = 0.0
+        x[1, k // 2 :] = -0.25
+        x[2, :] = 0.0
+        x[2, ::2] = -0.0
+        x[n - 1, ::5] = -float("inf")
+    if n > 4 and k > 8:
+        x[3] = x[3] * finfo.smallest_normal
+        x[3, ::4] *= finfo.eps
+        x[4, :4] = finfo.max
+        x[4, 4:8] = finfo.min
+    return x.to(dtype)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal shape, dtype and bytes: -0.0 differs from 0.0, NaN equals itself."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

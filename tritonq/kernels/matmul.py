@@ -1,0 +1,92 @@
+"""Floor 3. The portable fused dequant-matmul: right for every scheme, shape and dtype, with no requirement on layout or alignment."""
+from __future__ import annotations
+
+import torch
+
+from .._triton import jit, tl, triton
+from ..formats.packing import load_code
+from ..qtensor import QTensor
+from .constants import decode_constants
+from .dequantize import load_parameters, weight_arguments
+from .parameters import decode_value
+
+
+def _name(specialization) -> str:
+    return f"matmul_{specialization.constants['NAME']}"
+
+
+@jit
+def relu(y):
+    return tl.where(y > 0.0, y, tl.where(y == y, 0.0, y))
+
+
+@jit
+def silu(y):
+    return y / (1.0 + tl.exp(-y))
+
+
+@jit
+def gelu(y):
+    """The erf form, y * Phi(y)."""
+    return 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+
+
+ACTIVATIONS = {None: None, "relu": relu, "silu": silu, "gelu": gelu}
+
+
+@jit(repr=_name)
+def matmul_tiles(
+    x_ptr, packed_ptr, scale_ptr, zero_point_ptr, bias_ptr, residual_ptr, out_ptr, M, N, K, row_bytes, groups, group_rows, group_columns,
+    x_row, x_col, residual_row, residual_col, bias_step,
+    NAME: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr,
+    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out[M, N] = activation(x[M, K] @ w_hat[N, K].T + bias) + residual in COMPUTE; one program per BLOCK_M x BLOCK_N tile."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    pid = tl.program_id(0)
+    m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), COMPUTE)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + m[:, None] * x_row + k.to(tl.int64)[None, :] * x_col, mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(COMPUTE)
+        mask = (n < N)[:, None] & (k < K)[None, :]
+        code = load_code(packed_ptr + n[:, None] * row_bytes, k[None, :], mask, BITS)
+        scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, n[:, None], k[None, :], mask, groups, group_rows, group_columns,
+                                            COMPUTE, HAS_SCALE, AFFINE)  # fmt: skip
+        w = tl.where(mask, decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, FLOAT_ZERO), 0.0)
+        if COMPUTE == tl.float64:
+            acc += tl.sum(x[:, None, :] * w[None, :, :], 2)
+        else:
+            acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(COMPUTE)[None, :]
+    if ACTIVATION is not None:
+        acc = ACTIVATION(acc)
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + m[:, None] * residual_row + n[None, :] * residual_col, mask=mask, other=0.0).to(COMPUTE)
+    tl.store(out_ptr + m[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def config(m: int, dtype: torch.dtype) -> dict[str, int]:
+    if dtype == torch.float64:
+        return {"BLOCK_M": 2, "BLOCK_N": 16, "BLOCK_K": 64, "num_warps": 4}
+    return {"BLOCK_M": 16 if m <= 16 else 32, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4}
+
+
+def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
+           config: dict[str, int]) -> torch.Tensor:  # fmt: skip
+    """x ``[M, K]`` of any strides; nothing is launched for an empty result."""
+    m, n = x.shape[0], q.shape[0]
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    if out.numel():
+        grid = (triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)
+        matmul_tiles[grid](
+            x_ptr=x, bias_ptr=bias, residual_ptr=residual, out_ptr=out, M=m, N=n, K=x.shape[1], x_row=x.stride(0), x_col=x.stride(1),
+            residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
+            bias_step=0 if bias is None else bias.stride(0), ACTIVATION=ACTIVATIONS[activation],
+            **weight_arguments(q), **decode_constants(q.scheme, x.dtype), **config,
+        )  # fmt: skip
+    return out
