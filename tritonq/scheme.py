@@ -201,6 +201,10 @@ class Scheme:
             return get_scale_format(self.scale or ("fp32" if "dq" in self.options else self.format.scale))
         return default_scale_format(dtype)
 
+    def decode_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What decoding to ``dtype`` computes in: float64 where the result or the stored scale is, else float32."""
+        return torch.float64 if dtype == torch.float64 or self.scale == "fp64" else torch.float32
+
     def zero_format(self, dtype: torch.dtype) -> ScaleFormat:
         """How the float zero point of ``fz`` is stored: like the scale, or in the default where the scale is an 8-bit float."""
         fmt = self.scale_format(dtype)
