@@ -88,7 +88,8 @@ class QTensor:
         table = torch.tensor(DYNAMIC_MAP, dtype=torch.float32, device=self.device)
         flat = self.stored_scale.flatten()
         outer = self.second_scale.repeat_interleave(DQ_BLOCK)[: flat.numel()]
-        return (table[flat.long()] * outer + self.scale_offset).view(self.stored_scale.shape)
+        expanded = table[flat.long()] * outer + self.scale_offset
+        return expanded.nan_to_num().view(self.stored_scale.shape)  # a scale near the largest float32 must not become Inf
 
     @cached_property
     def group_scale(self) -> torch.Tensor | None:

@@ -37,7 +37,7 @@ def decode_constants(scheme: Scheme, dtype: torch.dtype) -> dict:
     """What decoding to ``dtype`` (or multiplying with ``dtype`` activations) needs to know."""
     fmt = scheme.format
     return {
-        "NAME": kernel_name(scheme), "COMPUTE": compute_type(dtype), "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed,
+        "NAME": kernel_name(scheme), "COMPUTE": compute_type(scheme.decode_dtype(dtype)), "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed,
         "HAS_SCALE": scheme.has_scale, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
     }  # fmt: skip
 

@@ -78,9 +78,10 @@ def scale_from_range(
 
 @jit
 def tensor_scale_from_absmax(absmax):
-    """float32 scale of a whole nvfp4 tensor: absmax / (448 * 6); 1 where there is no range."""
-    scale = divide(absmax, tl.full(absmax.shape, 2688.0, absmax.dtype)).to(tl.float32)
-    return tl.where(scale > 0.0, scale, 1.0)
+    """float32 scale of a whole nvfp4 tensor: absmax / (448 * 6), between 2**-149 and the largest float32 / 512; 1 where there is no range."""
+    scale = divide(absmax, tl.full(absmax.shape, 2688.0, absmax.dtype))
+    scale = tl.minimum(tl.maximum(scale, 1.401298464324817e-45), 6.646139582783767e35).to(tl.float32)
+    return tl.where(absmax > 0.0, scale, 1.0)
 
 
 @jit

@@ -62,13 +62,13 @@ def tensor_range(low_ptr, high_ptr, partials, COMPUTE: tl.constexpr, PARTIALS: t
 @jit(repr=_name)
 def quantize_rows(
     x_ptr, packed_ptr, scale_ptr, zero_point_ptr, low_ptr, high_ptr, second_ptr, N, K, groups, row_words, x_row, x_col, partials,
-    NAME: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr, COMPUTE: tl.constexpr, TWO_LEVEL: tl.constexpr, PARTIALS: tl.constexpr,
+    NAME: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, WORD: tl.constexpr, COMPUTE: tl.constexpr, TWO_LEVEL: tl.constexpr, PARTIALS: tl.constexpr,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr,
     AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, DIVISOR: tl.constexpr, EMPTY_SCALE: tl.constexpr, ROUND_UP: tl.constexpr,
     MAX_EXPONENT: tl.constexpr, ENCODE_SCALE: tl.constexpr, DECODE_SCALE: tl.constexpr, ENCODE_ZERO: tl.constexpr, DECODE_ZERO: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """x[N, K] -> packed, scale[N, groups], zero_point; one program per BLOCK_N rows x BLOCK_G groups of GROUP = 2**i columns.
+    """x[N, K] -> packed, scale[N, groups], zero_point; one program per BLOCK_N rows x BLOCK_G groups of COLUMNS, padded to GROUP = 2**i.
 
     The tile is [BLOCK_N, BLOCK_G, GROUP / WORD, WORD]: a thread holds the WORD codes that one stored word takes, so packing stays in registers.
     """
@@ -79,8 +79,12 @@ def quantize_rows(
     word = tl.arange(0, GROUP // WORD)
     lane = tl.arange(0, WORD)
     row_ok = (rows < N)[:, None, None, None]
-    cols = group.to(tl.int64)[None, :, None, None] * GROUP + (word * WORD)[None, None, :, None] + lane[None, None, None, :]
-    x = tl.load(x_ptr + rows[:, None, None, None] * x_row + cols * x_col, mask=row_ok & (cols < K), other=float("nan")).to(COMPUTE)
+    within = (word * WORD)[None, None, :, None] + lane[None, None, None, :]
+    cols = group.to(tl.int64)[None, :, None, None] * COLUMNS + within
+    col_ok = cols < K
+    if COLUMNS < GROUP:
+        col_ok = col_ok & (within < COLUMNS)
+    x = tl.load(x_ptr + rows[:, None, None, None] * x_row + cols * x_col, mask=row_ok & col_ok, other=float("nan")).to(COMPUTE)
     at = rows[:, None] * groups + group[None, :]
     at_ok = (rows < N)[:, None] & (group < groups)[None, :]
     if AFFINE:
@@ -112,12 +116,13 @@ def quantize_rows(
     if WORD == 1:
         packed = tl.reshape(code, (BLOCK_N, BLOCK_G, GROUP))
     else:
-        packed = tl.sum(tl.where(cols < K, code, 0) << (lane * BITS)[None, None, None, :], 3)
+        packed = tl.sum(tl.where(col_ok, code, 0) << (lane * BITS)[None, None, None, :], 3)
     # A 3-bit unit of 8 codes fills three bytes, everything else one machine word.
     STORES: tl.constexpr = 3 if WORD * BITS == 24 else 1
-    words = group.to(tl.int64)[None, :, None] * (GROUP // WORD * STORES) + (word * STORES)[None, None, :]
+    words = group.to(tl.int64)[None, :, None] * (COLUMNS // WORD * STORES) + (word * STORES)[None, None, :]
+    word_ok = (rows < N)[:, None, None] & (word * WORD < COLUMNS)[None, None, :]
     for i in tl.static_range(STORES):
-        mask = (rows < N)[:, None, None] & (words + i < row_words)
+        mask = word_ok & (words + i < row_words)
         tl.store(packed_ptr + rows[:, None, None] * row_words + words + i, (packed >> (8 * i)).to(packed_ptr.dtype.element_ty), mask=mask)
 
 
@@ -260,30 +265,38 @@ def next_power_of_two(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
 
 
+def word_codes(scheme: Scheme, n: int, k: int) -> int:
+    """Codes per stored word: 32 bits where rows and groups hold whole ones, else the fewest codes that fill bytes."""
+    fmt = scheme.format
+    wide = 32 // fmt.bits
+    columns = scheme.group_shape(n, k)[1]
+    whole = fmt.row_bytes(k) % 4 == 0 and (columns % wide == 0 or columns >= k)
+    return wide if whole and fmt.bits in (2, 4) else fmt.unit
+
+
 def row_group(scheme: Scheme, n: int, k: int) -> int | None:
     """The power of two that quantize_rows holds per group, None where the geometry needs quantize_area."""
-    if not scheme.has_scale or k == 0:
+    if not scheme.has_scale or k == 0 or scheme.granularity.kind == "tensor":
         return None
-    group_rows, group_columns = scheme.group_shape(n, k)
-    fmt = scheme.format
-    if group_rows > 1 or (scheme.granularity.kind == "tensor"):
+    group_rows, columns = scheme.group_shape(n, k)
+    columns = min(columns, k)
+    group = max(next_power_of_two(columns), word_codes(scheme, n, k))
+    if group_rows > 1 or group > LONGEST_ROW_GROUP or (columns < k and columns % scheme.format.unit):
         return None
-    group = next_power_of_two(min(group_columns, k))
-    whole_bytes = group_columns * fmt.bits % 8 == 0 and group_columns == group
-    if group > LONGEST_ROW_GROUP or not (group_columns >= k or whole_bytes):
-        return None
-    return max(group, fmt.unit)
+    return group
 
 
 def config(scheme: Scheme, n: int, k: int) -> dict[str, int]:
     """Tile sizes. 4096 elements for 128 threads: 32 each, four 16-byte loads of a 16-bit dtype."""
+    columns = min(scheme.group_shape(n, k)[1], k)
     if group := row_group(scheme, n, k):
-        block_g = min(next_power_of_two(-(-k // group)), max(4096 // group, 1))
+        block_g = min(next_power_of_two(-(-k // columns)), max(4096 // group, 1))
         block_n = min(next_power_of_two(n), max(4096 // (group * block_g), 1))
         return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": 4 if group <= 4096 else 8}
-    if scheme.has_scale and scheme.group_shape(n, k)[1] == 1 and scheme.group_shape(n, k)[0] > 1:
+    if scheme.has_scale and columns == 1 and scheme.group_shape(n, k)[0] > 1:
         return {"BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4}
-    return {"BLOCK_N": 4, "BLOCK_K": 512, "num_warps": 4}
+    block_k = min(max(next_power_of_two(columns), scheme.format.unit, 16), 512)
+    return {"BLOCK_N": min(next_power_of_two(n), 2048 // block_k), "BLOCK_K": block_k, "num_warps": 4}
 
 
 def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[torch.Tensor, ...]:
@@ -309,14 +322,14 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
         range_partials[(partials,)](x, low, high, n, k, x.stride(0), x.stride(1), partials, COMPUTE=constants["COMPUTE"],
                                     BLOCK_N=16, BLOCK_K=256, enable_fp_fusion=False)  # fmt: skip
     if group := row_group(scheme, n, k):
-        word = fmt.unit if row_bytes % 4 or fmt.bits in (3, 8) or group * fmt.bits < 32 else 32 // fmt.bits
+        word = word_codes(scheme, n, k)
         words = packed.view(torch.int32) if word * fmt.bits == 32 else packed
         if scheme.recipe == "nv":
             second = torch.empty((), dtype=torch.float32, device=device)
         grid = (triton.cdiv(n, config["BLOCK_N"]) * triton.cdiv(groups, config["BLOCK_G"]),)
         quantize_rows[grid](
             x, words, carrier(scale), zero_point, low, high, second, n, k, groups, words.shape[1], x.stride(0), x.stride(1), partials,
-            GROUP=group, WORD=word, TWO_LEVEL=scheme.recipe == "nv", PARTIALS=next_power_of_two(partials), **constants, **config,
+            GROUP=group, COLUMNS=min(scheme.group_shape(n, k)[1], k) if groups > 1 else group, WORD=word, TWO_LEVEL=scheme.recipe == "nv", PARTIALS=next_power_of_two(partials), **constants, **config,
             enable_fp_fusion=False,
         )  # fmt: skip
         return packed, scale, zero_point, second

@@ -17,7 +17,7 @@ if triton is not None:
     def _is_rows(desc: QuantizeDesc) -> Status:
         if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
             return OK
-        return Status(f"holds groups of 2**i columns, at most {quantize_kernels.LONGEST_ROW_GROUP}, that fill whole bytes; {desc.scheme} on k={desc.k} is none")
+        return Status(f"holds groups of one row and at most {quantize_kernels.LONGEST_ROW_GROUP} columns that fill whole bytes; {desc.scheme} on k={desc.k} has others")
 
     def _is_area(desc: QuantizeDesc) -> Status:
         if desc.n * desc.k == 0:

@@ -47,10 +47,16 @@ def _finish(scale: torch.Tensor, extent: torch.Tensor, scheme: Scheme) -> torch.
     return scale
 
 
+TENSOR_SCALE_MAX = torch.finfo(torch.float32).max / 512
+
+
 def tensor_scale(absmax: torch.Tensor) -> torch.Tensor:
-    """The float32 scale of a whole nvfp4 tensor, absmax / (448 * 6), so that the largest block scale is e4m3's largest value; 1 for 0."""
-    scale = (absmax / (448.0 * 6.0)).to(torch.float32)
-    return torch.where(scale > 0, scale, 1.0)
+    """The float32 scale of a whole nvfp4 tensor, absmax / (448 * 6), so that the largest block scale is e4m3's largest value; 1 for 0.
+
+    Clamped between the smallest float32 and the value that 448 times stays finite.
+    """
+    scale = (absmax / (448.0 * 6.0)).clamp(2.0**-149, TENSOR_SCALE_MAX).to(torch.float32)
+    return torch.where(absmax > 0, scale, 1.0)
 
 
 def double_quantize(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,83 @@
+"""The portable matmul through the kernels: inside its own guarantee, for every scheme, geometry, dtype, stride and epilogue."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tritonq
+from tests.support.poison import fenced
+from tests.support.schemes import DTYPES, SCHEMES
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def data(m, n, k, dtype, scheme, device):
+    generator = torch.Generator().manual_seed(m + 10 * n + 100 * k)
+    x = torch.randn(m, k, generator=generator, dtype=torch.float64).to(dtype).to(device)
+    # Every group gets its own magnitude and its own offset, so that a scale or zero point taken from the wrong group shows.
+    w = torch.randn(n, k, generator=generator) * torch.exp(torch.randn(n, k, generator=generator)) + torch.randn(n, 1, generator=generator)
+    return x, tritonq.quantize(w.to(dtype).to(device), scheme)
+
+
+def exact(x, q):
+    return x.double() @ q.dequantize(torch.float64).T
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_matmul_keeps_its_guarantee(scheme, device):
+    x, q = data(5, 19, 200, torch.float32, scheme, device)
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
+    error = (plan.run(x, q).double() - exact(x, q)).abs()
+    assert (error <= plan.precision_guarantee().bound(x, q)).all(), error.max()
+
+
+@every_dtype
+@pytest.mark.parametrize("scheme", ["int4.g96", "uint4.g7", "nf4", "mxfp4", "uint3.g5.fz", "fp8_e4m3", "bf16"])
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (3, 33, 65), (17, 5, 130)])
+def test_shapes_that_fill_no_tile(m, n, k, scheme, dtype, device):
+    x, q = data(m, n, k, dtype, scheme, device)
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
+    got = plan.run(x, q)
+    assert got.dtype == dtype
+    assert ((got.double() - exact(x, q)).abs() <= plan.precision_guarantee().bound(x, q)).all()
+
+
+@pytest.mark.parametrize("scheme", ["int4.g32", "int3.g40", "uint4.g24", "nf4", "nvfp4"])
+def test_one_hot_rows_print_the_weight(scheme, device):
+    _, q = data(1, 21, 100, torch.float32, scheme, device)
+    assert torch.equal(tritonq.matmul(torch.eye(100, device=device), q), q.dequantize().T)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40), (40,), (0, 40), (3, 0, 40)])
+def test_leading_dimensions(shape, device):
+    _, q = data(1, 7, 40, torch.float32, "int4.g32", device)
+    x = torch.randn(shape).to(device)
+    y = tritonq.matmul(x, q)
+    assert y.shape == (*shape[:-1], 7)
+    torch.testing.assert_close(y, x @ q.dequantize().T, rtol=1e-5, atol=1e-5)
+
+
+def test_k_of_zero_gives_the_epilogue_alone(device):
+    q = tritonq.quantize(torch.empty(3, 0, device=device), "nf4")
+    bias = torch.tensor([1.0, -2.0, 3.0], device=device)
+    assert torch.equal(tritonq.matmul(torch.empty(2, 0, device=device), q, bias=bias, activation="relu"), bias.relu().expand(2, 3))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_epilogue(activation, with_bias, with_residual, device):
+    x, q = data(6, 20, 64, torch.float32, "uint4.g16", device)
+    bias = torch.randn(40).to(device)[::2] if with_bias else None
+    residual = torch.randn(20, 6).to(device).T if with_residual else None
+    want = exact(x, q) + (bias.double() if with_bias else 0)
+    want = {None: lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}[activation](want)
+    want = want + (residual.double() if with_residual else 0)
+    got = tritonq.matmul(x, q, bias=bias, activation=activation, residual=residual)
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("scheme", ["int4.g24", "uint3.g8", "nf4", "mxfp8"])
+def test_reads_nothing_but_its_operands(scheme, device):
+    x, q = data(5, 18, 60, torch.float32, scheme, device)
+    guarded = tritonq.QTensor.from_tensors(q.scheme, q.shape, q.dtype, {name: fenced(t) for name, t in q.tensors().items()})
+    assert torch.equal(tritonq.matmul(fenced(x), guarded), tritonq.matmul(x, q))
