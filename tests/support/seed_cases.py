@@ -125,7 +125,8 @@ def linear(dtype: torch.dtype) -> Iterator[tuple[str, P.QuantizedLinearPlan, obj
         yield f"W8A8 {m}x{n}x{k}", P.QuantizedLinearPlan.select(None, desc), args
         desc = P.SmoothQuantLinearDescriptor(m=m, n=n, k=k, act_scale=0.017, output_dtype=dtype)
         act = torch.randint(-128, 128, (k, m), dtype=torch.int8).T
-        yield f"Smooth {m}x{n}x{k}", P.SmoothQuantLinearPlan.select(None, desc), P.SmoothQuantLinearArgs(act_q=act, weight_q=weight, weight_scale=scale)
+        args = P.SmoothQuantLinearArgs(act_q=act, weight_q=weight, weight_scale=scale)
+        yield f"Smooth {m}x{n}x{k}", P.SmoothQuantLinearPlan.select(None, desc), args
 
 
 def nf4(dtype: torch.dtype, matmul: bool) -> Iterator[tuple[str, P.Nf4DequantizePlan, object]]:
@@ -154,7 +155,6 @@ def assert_same_bits(got, want, where: str) -> None:
     if got.is_floating_point():
         assert torch.equal(got.isnan(), want.isnan()), where
         integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
-        got, want = got.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), want.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        got, want = got.view(integer), want.view(integer)
+        got, want = (torch.where(t.isnan(), 0, t).view(integer) for t in (got, want))
     different = (got != want).sum().item()
     assert not different, f"{where}: {different} of {got.numel()} elements differ"

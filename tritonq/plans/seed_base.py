@@ -83,8 +83,8 @@ def positive_refusals(name: str, scale: float | torch.Tensor, zero_allowed: bool
     else:
         low = high = worst = float(scale)
     if not ((low > 0 or (zero_allowed and low == 0)) and high < float("inf")):
-        rule = "finite and not negative" if zero_allowed else "finite and greater than 0"
-        yield f"{name} must be {rule}, found {worst}; a {name} of 1 encodes an all-zero group"
+        rule = "not negative" if zero_allowed else "greater than 0"
+        yield f"{name} must be finite and {rule}, found {worst}; an all-zero group takes {0 if zero_allowed else 1}"
 
 
 def int32_refusals(name: str, value: int) -> Iterator[str]:
