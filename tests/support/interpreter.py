@@ -101,4 +101,5 @@ def repair() -> None:
         if hasattr(libdevice, name):
             setattr(libdevice, name, _libdevice_function(function))
     Builder.create_inline_asm = _inline_asm
+    np.seterr(all="ignore")  # infinities and NaN are values here, as on a GPU
     _repaired = True

@@ -99,6 +99,8 @@ def pair_operation(machine: Machine, instruction: Instruction, active: np.ndarra
 
 def integers(machine: Machine, instruction: Instruction, operand: str, bits: int | None = None) -> np.ndarray:
     """An integer operand with the signedness of the instruction."""
+    if instruction.type[0] not in "sub" or instruction.type == "bf16":
+        raise PtxError(f"type {instruction.type} is not modelled")
     bits = bits or instruction.bits
     value = machine.read(operand, bits)
     return value.view(SIGNED[bits]) if instruction.signed else value
@@ -267,10 +269,23 @@ def _compare(word: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return table[word]()
 
 
+def _set_pair(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
+    """Two comparisons at once: p is that of the lower halves, q of the upper."""
+    kind, targets = PAIRS[instruction.type], instruction.operands[0].split("|")
+    a, b = (machine.read(o, instruction.bits) for o in instruction.operands[1:3])
+    if instruction.bits == 64 or len(targets) != 2 or instruction.has("and", "or", "xor"):
+        raise PtxError("this comparison of pairs is not modelled")
+    for target, half in zip(targets, (low_half, high_half)):
+        machine.write(target.strip(), _compare(instruction.parts[1], decode(half(a), kind), decode(half(b), kind)), active)
+
+
 @handles("setp")
 def set_predicate(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
-    """``setp.cmp[.and|.or|.xor].type p[|q], a, b[, c]``; q is the complement of the comparison, combined the same way."""
+    """``setp.cmp[.and|.or|.xor].type p[|q], a, b[, c]``; q is the complement of the comparison."""
     kind, bits, operands = instruction.type, instruction.bits, instruction.operands
+    if kind in PAIRS:
+        _set_pair(machine, instruction, active)
+        return
     if kind in FLOATS:
         a, b = (decode(machine.read(o, bits), kind) for o in operands[1:3])
         if instruction.has("ftz"):
