@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .rules import Rules
-from .source import Source
+from .source import INDEX_SUFFIX, JOURNAL, REPORT, Source
 from .tensorfile import open_file, read_json
 from .writer import PARTIAL, write_json
 
@@ -17,8 +17,6 @@ try:
 except ImportError:  # not a POSIX system: two jobs on one folder are not noticed there
     fcntl = None
 
-JOURNAL = "tritonq_job.json"
-REPORT = "tritonq_report.json"
 FORMAT_VERSION = 1
 
 
@@ -40,26 +38,20 @@ class Journal:
     def open(cls, folder: Path, job: dict, *, overwrite: bool = False) -> Journal:
         """Start or continue ``job`` in ``folder``; another job's output is refused unless ``overwrite`` (which removes it)."""
         known = next((path for path in (folder / JOURNAL, folder / REPORT) if path.is_file()), None)
-        state = read_json(known) if known else None
-        if state is not None and not overwrite:
+        state = read_json(known) if known and not overwrite else None
+        if state is not None:
             difference = _difference(state.get("job"), job)
             if difference:
                 raise CheckpointError(f"{folder}: holds a job with another {difference}; --overwrite redoes it, or choose another folder")
-        elif state is None and not overwrite and any(folder.iterdir()):
+            if not isinstance(state.get("files"), dict):
+                raise CheckpointError(f"{known}: 'files' must be an object; --overwrite starts anew")
+        elif overwrite:
+            _clear(folder, known, {file["name"] for file in job["source"]})
+        elif any(path.name != JOURNAL + PARTIAL for path in folder.iterdir()):
             raise CheckpointError(f"{folder}: is not empty and holds no tritonq job; --overwrite writes into it all the same")
         for path in folder.glob(f"*{PARTIAL}"):
             path.unlink()
-        finished = state.get("files") if state else None
-        if overwrite:
-            for name in finished if isinstance(finished, dict) else ():
-                if Path(name).name == name:
-                    (folder / name).unlink(missing_ok=True)
-            for name in (JOURNAL, REPORT):
-                (folder / name).unlink(missing_ok=True)
-            finished = None
-        elif finished is not None and not isinstance(finished, dict):
-            raise CheckpointError(f"{known}: 'files' must be an object; give --overwrite to start anew")
-        journal = cls(folder, job, finished)
+        journal = cls(folder, job, state.get("files") if state else None)
         journal._save()
         return journal
 
@@ -104,6 +96,20 @@ def locked(folder: Path):
         yield
     finally:
         os.close(descriptor)
+
+
+def _clear(folder: Path, known: Path | None, outputs: set[str]) -> None:
+    """Remove what an earlier job wrote into ``folder``; weights of another origin would be read as part of ours, so they are refused."""
+    try:
+        old = read_json(known).get("files") if known else None
+    except CheckpointError:  # a damaged journal does not stop --overwrite
+        old = None
+    ours = [name for name in old or () if Path(name).name == name and name.endswith(".safetensors")] if isinstance(old, dict) else []
+    for path in [folder / name for name in (*ours, JOURNAL, REPORT)] + (list(folder.glob(f"*{INDEX_SUFFIX}")) if known else []):
+        path.unlink(missing_ok=True)
+    for path in (*folder.glob("*.safetensors"), *folder.glob(f"*{INDEX_SUFFIX}")):
+        if path.name not in outputs:
+            raise CheckpointError(f"{folder}: holds other weights ({path.name}), which would count as part of the result; move them away")
 
 
 def _difference(old, new: dict) -> str | None:

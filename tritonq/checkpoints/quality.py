@@ -10,12 +10,16 @@ import torch
 from ..qtensor import QTensor
 from ..reference.matrix import decode_rows
 
+WORST_DB = -1000.0  # also of weights that are all zero, and do not decode to zero
 _SLICE = 1 << 22  # elements compared at a time
+_HUGE = 3.4e38  # stands for a value that decodes to Inf: its square fits a float64
 
 
 @dataclass
 class Quality:
-    """Sums over pairs of tensors; ``+`` of two is the quality of both together. Elements where the original is NaN or Inf are left out."""
+    """Sums over pairs of tensors; ``+`` of two is the quality of both together. Elements where the original is NaN or Inf are left out;
+    where only the decoded value is, NaN counts as zero and Inf as 3.4e38, so that every figure stays a number.
+    """
 
     signal: float = 0.0
     noise: float = 0.0
@@ -27,10 +31,11 @@ class Quality:
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10(signal / noise); infinite where they are equal, NaN where there is no element."""
+        """10 log10(signal / noise); infinite where they are equal or empty, at least ``WORST_DB``."""
         if self.noise == 0:
-            return math.inf if self.elements else math.nan
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+            return math.inf
+        ratio = self.signal / self.noise
+        return max(10 * math.log10(ratio), WORST_DB) if ratio > 0 else WORST_DB
 
     @property
     def cosine(self) -> float:
@@ -38,17 +43,16 @@ class Quality:
         if self.noise == 0:
             return 1.0
         norms = math.sqrt(self.signal) * math.sqrt(self.decoded)
-        return self.dot / norms if norms else 0.0
+        return self.dot / norms if 0 < norms < math.inf else 0.0
 
     def __add__(self, other: Quality) -> Quality:
         sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "largest"}
         return Quality(**sums, largest=max(self.largest, other.largest))
 
     def row(self) -> dict:
-        """For JSON: infinities are None."""
-        sqnr = self.sqnr_db
+        """For JSON; ``sqnr_db`` is None where nothing was lost."""
         return {
-            "sqnr_db": round(sqnr, 4) if math.isfinite(sqnr) else None,
+            "sqnr_db": None if self.noise == 0 else round(self.sqnr_db, 4),
             "cosine": round(self.cosine, 8),
             "max_error": self.largest,
             "nonfinite": self.nonfinite,
@@ -67,7 +71,7 @@ def compare(original: torch.Tensor, decoded: torch.Tensor) -> Quality:
     a, b = original.reshape(-1), decoded.reshape(-1)
     for start in range(0, a.numel(), _SLICE):
         x = a[start : start + _SLICE].to(torch.float64)
-        y = b[start : start + _SLICE].to(torch.float64)
+        y = b[start : start + _SLICE].to(torch.float64).nan_to_num(nan=0.0, posinf=_HUGE, neginf=-_HUGE)
         finite = torch.isfinite(x)
         bad = x.numel() - int(finite.sum())
         if bad:

@@ -10,6 +10,8 @@ from ..errors import CheckpointError
 from .tensorfile import Entry, TensorFile, open_file, read_json, shorten
 
 INDEX_SUFFIX = ".safetensors.index.json"
+JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
+REPORT = "tritonq_report.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
 
 
@@ -56,7 +58,7 @@ class Source:
             if any(part.startswith(".") for part in relative.parts) or not path.is_file():
                 continue
             name = relative.name
-            if name.endswith((".partial", "tritonq_job.json", "tritonq_report.json")) or path in own:
+            if name.endswith((".partial", JOURNAL, REPORT)) or path in own:
                 continue
             weights = name.endswith((".safetensors", INDEX_SUFFIX, ".index.json", *_OTHER_WEIGHTS))
             (leave if weights else carry).append(relative)
@@ -80,6 +82,8 @@ def _open_folder(folder: Path) -> Source:
     files = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
     indexes = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     default = folder / f"model{INDEX_SUFFIX}"
+    if (folder / JOURNAL).is_file():
+        raise CheckpointError(f"{folder}: holds an unfinished quantize job ({JOURNAL}); run the same command again to finish it")
     if default in indexes:
         return _open_index(folder, default)
     if len(indexes) > 1:

@@ -45,9 +45,7 @@ def decibel(row: dict | None) -> str:
     """SQNR of a quality row: "exact" where nothing was lost."""
     if not row:
         return "-"
-    if row["sqnr_db"] is None:
-        return "exact" if row["max_error"] == 0 else "-"
-    return f"{row['sqnr_db']:.2f} dB"
+    return "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.2f} dB"
 
 
 def cosine(row: dict | None) -> str:

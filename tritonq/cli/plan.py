@@ -89,7 +89,7 @@ def _model_bytes(source: Source, scheme: str) -> Fraction:
         chosen = decisions[entry.name].scheme
         if chosen and entry.numel:
             rows, columns = prod(entry.shape[:-1]), entry.shape[-1]
-            total += Fraction(Scheme.parse(chosen).bits_per_weight(rows, columns, DTYPES[entry.dtype][1])) * rows * columns / 8
+            total += Fraction(round(Scheme.parse(chosen).bits_per_weight(rows, columns, DTYPES[entry.dtype][1]) * rows * columns), 8)
         else:
             total += entry.nbytes
     return total
