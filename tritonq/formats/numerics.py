@@ -102,12 +102,12 @@ def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.conste
 
 
 def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int, max_abs: float) -> torch.Tensor:
+    """In float64, where every scaling by a power of two is exact: count the units in the last place of the result, rounded once."""
     bias = 2 ** (exponent_bits - 1) - 1
-    u = narrow_ref(u)
-    mag = u.abs().clamp(max=max_abs)
-    exponent = torch.frexp(mag)[1].sub_(1).clamp_(min=1 - bias).masked_fill_(mag == 0, 1 - bias)
-    steps = torch.ldexp(mag, mantissa_bits - exponent).round_()  # in units of the last place, so that round() rounds there
-    code = steps.int() + ((exponent + bias - 1) << mantissa_bits)
+    mag = u.double().abs().clamp_(max=max_abs)
+    exponent = ((mag.view(torch.int64) >> 52) - 1023).clamp_(min=1 - bias)
+    unit = ((exponent + (1023 - mantissa_bits)) << 52).view(torch.float64)
+    code = mag.div_(unit).round_().int() + ((exponent.int() + (bias - 1)) << mantissa_bits)
     return code + (torch.signbit(u).int() << (exponent_bits + mantissa_bits))
 
 
