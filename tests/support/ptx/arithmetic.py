@@ -304,7 +304,12 @@ def move(machine: Machine, instruction: Instruction, active: np.ndarray) -> None
     """Registers, numbers, and packing or unpacking of ``{a, b}``."""
     target, source = instruction.operands
     bits = instruction.bits
-    if target[0] == "{":
+    if source in machine.pending and not machine.finishing and target[0] != "{":
+        # an accumulator that is still being computed changes its name; the copy happens with the product
+        group = max(i for i, waiting in enumerate(machine.products) if any(source in targets for targets, _action in waiting))
+        copied = active.copy()
+        machine.defer([target], lambda: machine.write(target, machine.read(source, bits), copied), group)
+    elif target[0] == "{":
         targets = parts_of(target)
         width = bits // len(targets)
         value = machine.read(source, bits)

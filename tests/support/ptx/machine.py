@@ -89,6 +89,8 @@ class Machine:
     def read(self, operand: str, bits: int) -> np.ndarray:
         """An operand of every thread as an unsigned array of the given width (bool for 1)."""
         dtype = UNSIGNED[bits]
+        if operand in self.pending and not self.finishing:
+            self.finish_products()
         value = self.registers.get(operand)
         if value is None and operand[0] == "%":
             value = self._special(operand)
@@ -114,6 +116,8 @@ class Machine:
         """Set a register in the active threads."""
         if register == "_":
             return
+        if register in self.pending and not self.finishing:
+            self.finish_products()
         old = self.registers.get(register)
         if old is None or active.all():
             self.registers[register] = np.ascontiguousarray(value).copy()
@@ -127,6 +131,27 @@ class Machine:
             raise PtxError(f"address {operand}")
         base = self.read(found[1], 64)
         return base + U64(int(found[2], 0) & 0xFFFFFFFFFFFFFFFF) if found[2] else base
+
+    # ---- what a lazy machine puts off
+
+    def defer(self, targets: Sequence[str], action: Callable[[], None], group: int = -1) -> None:
+        """Put off writing ``targets`` until the wait for the given group of products (the open one unless said)."""
+        self.products[group].append((targets, action))
+        self.pending.update(targets)
+
+    def finish_products(self, keep: int | None = None) -> None:
+        """Complete all but the last ``keep`` committed groups; all of them, where other instructions touch their registers.
+
+        The assembler sees to such registers itself (it serialises), so that is no fault; shared memory it does not see.
+        """
+        self.finishing = True
+        if keep is None:
+            self.products.append([])
+        while len(self.products) > (keep or 0) + 1:
+            for _targets, action in self.products.pop(0):
+                action()
+        self.finishing = False
+        self.pending = {register for group in self.products for targets, _action in group for register in targets}
 
     # ---- memory
 
@@ -201,7 +226,9 @@ class Machine:
         self.shared = np.full(max(self.shared_bytes, 16), 0xFF, U8)  # what was not written reads as NaN
         self.generic_writes = np.zeros(len(self.shared), bool)  # since the last fence.proxy.async
         self.copies: list[list] = [[]]  # groups of asynchronous copies not yet waited for (lazy only)
-        self.products: list[list] = [[]]  # groups of wgmma not yet waited for (lazy only)
+        self.products: list[list] = [[]]  # groups of wgmma not yet waited for (lazy only): written registers, action
+        self.pending: set[str] = set()
+        self.finishing = False
         code, end = self.program.code, len(self.program.code)
         counter = np.zeros(self.threads, np.int64)
         while (current := int(counter.min())) < end:

@@ -1,6 +1,7 @@
 """Tensor-core products: ``mma.sync`` and ``wgmma``. Products and sums are exact in float64 and rounded once per instruction."""
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -105,53 +106,83 @@ def _register_tile(machine: Machine, registers: list[str], depth: int, kind: str
     return tile
 
 
-def _group_product(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
-    """``wgmma.mma_async.m64nNk*``: D [64, N] += A [64, K] (registers or shared) times B [N, K] transposed (shared)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Product:
+    """One wgmma as issued: descriptors and flags are read then; registers and shared memory when it runs."""
+
+    kind: str
+    integer: bool
+    shape: tuple[int, int, int]
+    target: list[str]
+    a_registers: list[str]
+    a_descriptor: np.ndarray | None
+    b_descriptor: np.ndarray
+    keep: np.ndarray
+    sign: int
+    transpose: tuple[int, int]
+    active: np.ndarray
+
+
+def _issue(machine: Machine, instruction: Instruction, active: np.ndarray) -> _Product:
     kind, result_type = instruction.type, instruction.parts[-3]
     if result_type not in ("f32", "s32") or kind not in _BYTES or instruction.has("sp"):
         raise PtxError("this type of wgmma is not modelled")
-    _, columns, depth = _shape(instruction)
-    target, (a_operand, b_operand, scale, *immediate) = parts_of(instruction.operands[0]), instruction.operands[1:]
-    immediate = [int(value) for value in immediate]
-    sign_a, sign_b = immediate[:2] if len(immediate) >= 2 else (1, 1)
-    transpose_b = immediate[-1] if len(immediate) >= 3 else 0
-    transpose_a = immediate[2] if len(immediate) >= 4 else 0
-    groups, integer = machine.threads // 128, result_type == "s32"
-    carried = np.stack([machine.read(r, 32) for r in target], -1).view(np.int32 if integer else np.float32).astype(np.float64)
-    keep = machine.read(scale, 1)[:, None]
-    from_registers = _register_tile(machine, parts_of(a_operand), depth, kind) if a_operand[0] == "{" else None
-    lane_sums = np.zeros((groups, 4, 32, len(target)))
+    a_operand, b_operand, scale, *flags = instruction.operands[1:]
+    immediate = [int(value) for value in flags]
+    from_registers = a_operand[0] == "{"
+    return _Product(
+        kind=kind,
+        integer=result_type == "s32",
+        shape=_shape(instruction),
+        target=parts_of(instruction.operands[0]),
+        a_registers=parts_of(a_operand) if from_registers else [],
+        a_descriptor=None if from_registers else machine.read(a_operand, 64).copy(),
+        b_descriptor=machine.read(b_operand, 64).copy(),
+        keep=machine.read(scale, 1).copy(),
+        sign=immediate[0] * immediate[1] if len(immediate) >= 2 else 1,
+        transpose=(immediate[2] if len(immediate) >= 4 else 0, immediate[-1] if len(immediate) >= 3 else 0),
+        active=active.copy(),
+    )
+
+
+def _finish(machine: Machine, p: _Product) -> None:
+    """``wgmma.mma_async.m64nNk*``: D [64, N] += A [64, K] (registers or shared) times B [N, K] transposed (shared)."""
+    _, columns, depth = p.shape
+    groups = machine.threads // 128
+    carried = np.stack([machine.read(r, 32) for r in p.target], -1).view(np.int32 if p.integer else np.float32).astype(np.float64)
+    tiles = _register_tile(machine, p.a_registers, depth, p.kind) if p.a_registers else None
+    lane_sums = np.zeros((groups, 4, 32, len(p.target)))
     for group in range(groups):
-        if not active[group * 128]:
+        first = group * 128
+        if not p.active[first]:
             continue
-        b = _shared_tile(machine, int(machine.read(b_operand, 64)[group * 128]), columns, depth, transpose_b, kind)
-        if from_registers is not None:
-            a = from_registers[group]
+        b = _shared_tile(machine, int(p.b_descriptor[first]), columns, depth, p.transpose[1], p.kind)
+        if tiles is not None:
+            a = tiles[group]
         else:
-            a = _shared_tile(machine, int(machine.read(a_operand, 64)[group * 128]), 64, depth, transpose_a, kind)
-        product = sign_a * sign_b * (a @ b.T)
+            a = _shared_tile(machine, int(p.a_descriptor[first]), 64, depth, p.transpose[0], p.kind)
+        product = p.sign * (a @ b.T)
         for warp in range(4):
-            for index in range(len(target)):
+            for index in range(len(p.target)):
                 row, column = 16 * warp + _GROUP + 8 * ((index % 4) // 2), 8 * (index // 4) + 2 * _IN_GROUP + index % 2
                 lane_sums[group, warp, :, index] = product[row, column]
-    result = _rounded(np.where(keep, carried, 0) + lane_sums.reshape(machine.threads, -1), integer)
-    for index, register in enumerate(target):
-        machine.write(register, np.ascontiguousarray(result[:, index]), active)
+    result = _rounded(np.where(p.keep[:, None], carried, 0) + lane_sums.reshape(machine.threads, -1), p.integer)
+    for index, register in enumerate(p.target):
+        machine.write(register, np.ascontiguousarray(result[:, index]), p.active)
 
 
 @handles("wgmma")
 def warpgroup(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
     """At issue, or, in a lazy machine, when the wait for its group lets it finish."""
     if instruction.starts("wgmma.mma_async"):
+        product = _issue(machine, instruction, active)
         if machine.lazy:
-            machine.products[-1].append((instruction, active.copy()))
+            machine.defer(product.target, lambda: _finish(machine, product))
         else:
-            _group_product(machine, instruction, active)
+            _finish(machine, product)
     elif instruction.starts("wgmma.commit_group"):
         machine.products.append([])
     elif instruction.starts("wgmma.wait_group"):
-        while len(machine.products) > 1 + int(instruction.operands[0], 0):
-            for pending in machine.products.pop(0):
-                _group_product(machine, *pending)
+        machine.finish_products(int(instruction.operands[0], 0))
     elif not instruction.starts("wgmma.fence"):
         raise PtxError("this wgmma instruction is not modelled")
