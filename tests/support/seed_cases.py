@@ -102,10 +102,10 @@ def range_data(dtype: torch.dtype, n: int = 21, d: int = 1100) -> torch.Tensor:
     return x.to(dtype)
 
 
-def dynamic_range(dtype: torch.dtype, code_dtype: torch.dtype) -> Iterator[tuple[str, P.DynamicRangeQuantizePlan, object]]:
-    """(name, plan, args) for every scope and both modes."""
+def dynamic_range(dtype: torch.dtype, code_dtype: torch.dtype, d: int = 1100) -> Iterator[tuple[str, P.DynamicRangeQuantizePlan, object]]:
+    """(name, plan, args) for every scope and both modes; rows longer than 1024 are read in several tiles."""
     low, high = RANGES[code_dtype]
-    x = range_data(dtype)
+    x = range_data(dtype, d=d)
     for scope_name, scope in SCOPES.items():
         for mode in P.DynamicRangeMode:
             # One huge row would make a scale of all others' codes 0: the whole tensor and columns leave it out.
