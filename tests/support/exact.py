@@ -31,7 +31,7 @@ def fma_unrounded(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """``x * y + z`` with one rounding, in the type of ``z`` (float16, float32 or float64)."""
-    if z.dtype == np.float64:
-        return np.asarray(_fma64(x, y, z), dtype=np.float64)
     with np.errstate(all="ignore"):
+        if z.dtype == np.float64:
+            return np.asarray(_fma64(x, y, z), dtype=np.float64)
         return fma_unrounded(x, y, z).astype(z.dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from .ptx import arithmetic, convert, matrix, memory, warp  # noqa: F401 - these register the instructions
+from .ptx import arithmetic, compare, convert, matrix, memory, warp  # noqa: F401 - these register the instructions
 from .ptx.machine import Machine
 from .ptx.program import PtxError, parse
 

@@ -70,7 +70,8 @@ def decode(bits: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return bits.view(np.float16).astype(np.float64)
     if kind == "bf16":
-        return bf16_to_float(bits).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # numpy remarks on signalling NaNs
+            return bf16_to_float(bits).astype(np.float64)
     return torch.from_numpy(bits).view(_FP8[kind][0]).to(torch.float64).numpy()
 
 
