@@ -48,7 +48,7 @@ def lookup16(code, LEVELS: tl.constexpr):
 
 @cache
 def _cells(bounds: tuple[float, ...], dtype: torch.dtype) -> tuple[float, torch.Tensor, torch.Tensor] | None:
-    """Equal cells over the range of ``bounds``, so fine that each holds at most one: cells per unit, bounds below each cell, the bound in it.
+    """Equal cells over the range of ``bounds``, each with at most one of them: cells per unit, bounds below each cell, the bound in it.
 
     None where bounds lie too close together for a table of reasonable size.
     """
