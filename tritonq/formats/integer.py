@@ -12,10 +12,19 @@ from .numerics import round_half_away, round_half_away_ref, round_half_even
 def encode_integer(u, zero_point, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr):
     """clamp(round(u) + zero_point, LOW, HIGH) as int32: rounded first, then added, saturating."""
     if AWAY:
-        r = round_half_away(u)
+        code = tl.minimum(tl.maximum(round_half_away(u) + zero_point, LOW), HIGH).to(tl.int32)
+    elif u.dtype == tl.float64:
+        code = tl.minimum(tl.maximum(round_half_even(u) + zero_point, LOW), HIGH).to(tl.int32)
     else:
-        r = round_half_even(u)
-    return tl.minimum(tl.maximum(r + zero_point, LOW), HIGH).to(tl.int32)
+        code = encode_biased(tl.minimum(tl.maximum(u, -1048576.0), 1048576.0) + 12582912.0 + zero_point, LOW, HIGH)
+    return code
+
+
+@jit
+def encode_biased(r, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """The code of ``r`` = round(u) + zero_point + 1.5 * 2**23: it already is the low bits of the float, so nothing is converted."""
+    r = tl.minimum(tl.maximum(r, LOW + 12582912.0), HIGH + 12582912.0)
+    return r.to(tl.int32, bitcast=True) - 0x4B400000
 
 
 def encode_integer_ref(u: torch.Tensor, zero_point: torch.Tensor | float, low: int, high: int, away: bool) -> torch.Tensor:

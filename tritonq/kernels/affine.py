@@ -8,42 +8,45 @@ from __future__ import annotations
 import torch
 
 from .._triton import jit, tl, triton
-from .numerics import divide, unclamped_code
+from .numerics import divide, split_zero_point, unclamped_code
 
 TILE = 2048  # elements per program: 16 per thread at 4 warps
 
 
-@jit
-def quantize_value(x, d_output, scale, zero_point, q_min, q_max):
-    return tl.minimum(tl.maximum(unclamped_code(x, scale, zero_point), q_min), q_max)
+# What is computed per element. ``high + low`` is the zero point, see split_zero_point; unused arguments keep one signature.
 
 
 @jit
-def quantize_backward_value(x, d_output, scale, zero_point, q_min, q_max):
-    code = unclamped_code(x, scale, zero_point)
+def quantize_value(x, d_output, scale, high, low, q_min, q_max):
+    return tl.minimum(tl.maximum(unclamped_code(x, scale, high, low), q_min), q_max).to(tl.int32)
+
+
+@jit
+def quantize_backward_value(x, d_output, scale, high, low, q_min, q_max):
+    code = unclamped_code(x, scale, high, low)
     passes = (code >= q_min) & (code <= q_max) & (scale > 0.0)
     return tl.where(passes, divide(d_output, tl.broadcast_to(scale, d_output.shape)), 0.0)
 
 
 @jit
-def fake_quantize_value(x, d_output, scale, zero_point, q_min, q_max):
-    code = quantize_value(x, d_output, scale, zero_point, q_min, q_max)
-    return (code - zero_point.to(tl.int64)).to(scale.dtype) * scale
+def fake_quantize_value(x, d_output, scale, high, low, q_min, q_max):
+    code = tl.minimum(tl.maximum(unclamped_code(x, scale, high, low), q_min), q_max)
+    return ((code - low) - high) * scale
 
 
 @jit
-def fake_quantize_backward_value(x, d_output, scale, zero_point, q_min, q_max):
-    code = unclamped_code(x, scale, zero_point)
+def fake_quantize_backward_value(x, d_output, scale, high, low, q_min, q_max):
+    code = unclamped_code(x, scale, high, low)
     return tl.where((code >= q_min) & (code <= q_max) & (scale > 0.0), d_output, 0.0)
 
 
 @jit
-def dequantize_value(codes, d_output, scale, zero_point, q_min, q_max):
-    return (codes.to(tl.int64) - zero_point.to(tl.int64)).to(scale.dtype) * scale
+def dequantize_value(codes, d_output, scale, high, low, q_min, q_max):
+    return ((codes - low) - high) * scale
 
 
 @jit
-def dequantize_backward_value(x, d_output, scale, zero_point, q_min, q_max):
+def dequantize_backward_value(x, d_output, scale, high, low, q_min, q_max):
     return d_output * scale
 
 
@@ -94,7 +97,8 @@ def affine_kernel(
     if HAS_D_OUTPUT:
         d_offset = (outer * d_outer + position.to(tl.int64) * d_row)[:, None] + (col * d_col)[None, :]
         d_output = tl.load(d_output_ptr + d_offset, mask=mask, other=0.0).to(COMPUTE)
-    value = VALUE(x, d_output, scale, zero_point, q_min, q_max)
+    high, low = split_zero_point(zero_point, scale)
+    value = VALUE(x, d_output, scale, high, low, q_min, q_max)
     tl.store(out_ptr + row[:, None] * cols + col[None, :], value.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -7,6 +7,7 @@ from .._triton import jit, tl, triton
 from ..formats.packing import load_code
 from ..qtensor import QTensor
 from .constants import decode_constants
+from .numerics import cast
 from .parameters import decode_value
 
 
@@ -19,9 +20,9 @@ def load_parameters(
     scale_ptr, zero_point_ptr, rows, cols, mask, groups, group_rows, group_columns,
     COMPUTE: tl.constexpr, HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr,
 ):  # fmt: skip
-    """Scale and zero point of each element (rows, cols), in COMPUTE; None where the scheme has none."""
-    scale = None
-    zero_point = None
+    """Scale and zero point of each element (rows, cols), in COMPUTE; 1 and 0 where the scheme has none."""
+    scale = tl.full((1, 1), 1.0, COMPUTE)
+    zero_point = tl.full((1, 1), 0.0, COMPUTE)
     if HAS_SCALE:
         at = (rows // group_rows) * groups + cols // group_columns
         scale = tl.load(scale_ptr + at, mask=mask, other=1.0).to(COMPUTE)
@@ -44,8 +45,8 @@ def dequantize_tiles(
     mask = (rows < N) & (cols < K)
     code = load_code(packed_ptr + rows * row_bytes, cols, mask, BITS)
     scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, rows, cols, mask, groups, group_rows, group_columns, COMPUTE, HAS_SCALE, AFFINE)
-    value = decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, FLOAT_ZERO)
-    tl.store(out_ptr + rows * K + cols, value.to(out_ptr.dtype.element_ty), mask=mask)
+    value = decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, AFFINE, FLOAT_ZERO)
+    tl.store(out_ptr + rows * K + cols, cast(value, out_ptr.dtype.element_ty), mask=mask)
 
 
 def weight_arguments(q: QTensor) -> dict:

@@ -10,7 +10,7 @@ import torch
 
 from .._triton import jit, tl, triton
 from .affine import TILE, compute_dtype
-from .numerics import divide, round_half_even, unclamped_code
+from .numerics import divide, round_half_even, split_zero_point, unclamped_code
 
 CHUNK = 1 << 16  # elements per partial range of a whole tensor
 
@@ -84,14 +84,15 @@ def quantize_rows_kernel(
     tl.store(scale_ptr + scale_offset, scale.to(scale_ptr.dtype.element_ty), mask=size > 0)
     tl.store(zero_point_ptr + scale_offset, zero_point, mask=size > 0)
 
-    scale, zero_point = scale[:, None], zero_point[:, None]
+    scale = scale[:, None]
+    high, low = split_zero_point(zero_point[:, None], scale)
     if ONE_TILE:
-        codes = tl.minimum(tl.maximum(unclamped_code(x, scale, zero_point), q_min), q_max)
+        codes = tl.minimum(tl.maximum(unclamped_code(x, scale, high, low), q_min), q_max).to(tl.int32)
         tl.store(out_ptr + out_base[:, None] + (lane * out_col)[None, :], codes.to(out_ptr.dtype.element_ty), mask=mask)
     else:
         for start in range(0, group_size, BLOCK_L):
             x, mask = _load(x_ptr, base, start + lane, size, x_col, COMPUTE)
-            codes = tl.minimum(tl.maximum(unclamped_code(x, scale, zero_point), q_min), q_max)
+            codes = tl.minimum(tl.maximum(unclamped_code(x, scale, high, low), q_min), q_max).to(tl.int32)
             tl.store(out_ptr + out_base[:, None] + ((start + lane) * out_col)[None, :], codes.to(out_ptr.dtype.element_ty), mask=mask)
 
 

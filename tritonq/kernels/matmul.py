@@ -8,6 +8,7 @@ from ..formats.packing import load_code
 from ..qtensor import QTensor
 from .constants import decode_constants
 from .dequantize import load_parameters, weight_arguments
+from .numerics import cast
 from .parameters import decode_value
 
 
@@ -55,8 +56,8 @@ def matmul_tiles(
         code = load_code(packed_ptr + n[:, None] * row_bytes, k[None, :], mask, BITS)
         scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, n[:, None], k[None, :], mask, groups, group_rows, group_columns,
                                             COMPUTE, HAS_SCALE, AFFINE)  # fmt: skip
-        w = tl.where(mask, decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, FLOAT_ZERO), 0.0)
-        if COMPUTE == tl.float64:
+        w = tl.where(mask, decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, AFFINE, FLOAT_ZERO), 0.0)
+        if tl.float64 == COMPUTE:
             acc += tl.sum(x[:, None, :] * w[None, :, :], 2)
         else:
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
@@ -67,7 +68,7 @@ def matmul_tiles(
     mask = (m < M)[:, None] & (n < N)[None, :]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + m[:, None] * residual_row + n[None, :] * residual_col, mask=mask, other=0.0).to(COMPUTE)
-    tl.store(out_ptr + m[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + m[:, None] * N + n[None, :], cast(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
 def config(m: int, dtype: torch.dtype) -> dict[str, int]:

@@ -5,23 +5,23 @@ Kernels that use these run with ``enable_fp_fusion=False``: contracting a multip
 from __future__ import annotations
 
 from .._triton import jit, tl
+from ..formats.numerics import narrow
 
 
 @jit
 def round_half_even(u):
-    """Nearest integer, ties to even, of float32 or float64: every magnitude, +-Inf, NaN and the sign of zero as ``torch.round``.
+    """Nearest integer, ties to even, of float32 or float64: every magnitude, +-Inf and NaN as ``torch.round``; zero comes out as +0.
 
-    Adding 2**23 (2**52) to a smaller magnitude leaves no bit for a fraction, so the addition itself rounds; whatever is not
-    smaller has no fraction.
+    Adding 2**23 (2**52), with the sign of ``u``, to a smaller magnitude leaves no bit for a fraction, so the addition itself
+    rounds; whatever is not smaller has no fraction.
     """
-    magnitude = tl.abs(u)
     if u.dtype == tl.float64:
-        whole = (magnitude + 4503599627370496.0) - 4503599627370496.0
-        fractional = (magnitude < 4503599627370496.0) & (u != 0.0)
+        shift = tl.where(u < 0.0, -4503599627370496.0, 4503599627370496.0).to(tl.float64)
+        fractional = tl.abs(u) < 4503599627370496.0
     else:
-        whole = (magnitude + 8388608.0) - 8388608.0
-        fractional = (magnitude < 8388608.0) & (u != 0.0)
-    return tl.where(fractional, tl.where(u < 0.0, -whole, whole), u)
+        shift = tl.where(u < 0.0, -8388608.0, 8388608.0)
+        fractional = tl.abs(u) < 8388608.0
+    return tl.where(fractional, (u + shift) - shift, u)
 
 
 @jit
@@ -41,13 +41,49 @@ def divide(x, y):
 
 
 @jit
-def unclamped_code(x, scale, zero_point):
-    """``round_half_even(x / scale) + zero_point`` as int64. NaN, and any ``x`` under a scale that is not positive, counts as 0.
+def cast(value, DTYPE: tl.constexpr):
+    """``value`` rounded once to DTYPE; float64 reaches 16 bits by way of a float32 rounded to odd."""
+    if value.dtype == tl.float64 and (DTYPE == tl.float16 or DTYPE == tl.bfloat16):
+        value = narrow(value)
+    return value.to(DTYPE)
 
-    The quotient is clamped to +-2**62 before it becomes an integer, so the sum neither wraps nor loses a bit.
+
+@jit
+def divide_by_inverse(x, y, inverse):
+    """IEEE ``x / y`` of float32 where ``inverse`` is the correctly rounded 1 / y and nothing overflows or underflows: 3 instructions.
+
+    (Markstein, IBM Journal of Research and Development 34(1), 1990, theorem 3: one exact remainder corrects the last bit.)
+    """
+    quotient = x * inverse
+    return tl.fma(tl.fma(-quotient, y, x), inverse, quotient)
+
+
+@jit
+def round_short_quotient(x, inverse):
+    """round_half_even(x / y) + 1.5 * 2**23 for x and y of at most 11 significant bits, |x / y| < 256, no overflow or underflow.
+
+    Two such numbers that are no tie lie at least 2**-13 from one: |2x - (2k+1)y| is a multiple of the smaller last place. So rounding
+    x * inverse, which is off by less than 2**-16, to multiples of 2**-14 puts every tie exactly on its place and moves nothing across
+    one; the second addition then rounds to integers as IEEE does.
+    """
+    return tl.fma(x, inverse, 768.0) + 12582144.0
+
+
+@jit
+def split_zero_point(zero_point, like):
+    """An int32 zero point as two floats of the type of ``like`` that lose nothing: a multiple of 2**16, and the rest in 0..2**16-1."""
+    high = (zero_point >> 16) << 16
+    return high.to(like.dtype), (zero_point - high).to(like.dtype)
+
+
+@jit
+def unclamped_code(x, scale, high, low):
+    """``round_half_even(x / scale) + zero_point`` as a float; NaN, and any ``x`` under a scale that is not positive, counts as 0.
+
+    Exact where it lies in +-2**22, and beyond that on its side of it: floats add integers without rounding unless the sum reaches
+    2**24, so ``high`` brings the sum near zero or leaves it far outside, and ``low`` then adds exactly.
     """
     scale = tl.broadcast_to(scale, x.shape)
     quotient = nan_to_zero(divide(x, scale))
-    whole = round_half_even(tl.where(scale > 0.0, quotient, 0.0))
-    whole = tl.minimum(tl.maximum(whole, -4611686018427387904.0), 4611686018427387904.0)
-    return whole.to(tl.int64) + zero_point.to(tl.int64)
+    whole = round_half_even(tl.where(scale > 0.0, quotient, 0.0)) + high
+    return tl.minimum(tl.maximum(whole, -8388608.0), 8388608.0) + low

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .._triton import jit, tl
-from ..formats.integer import encode_integer
+from ..formats.integer import decode_integer, encode_integer
 from ..formats.numerics import narrow, round_up_to_power_of_two
 from .numerics import divide
 
@@ -113,19 +113,17 @@ def encode_value(
 @jit
 def decode_value(
     code, scale, zero_point, COMPUTE: tl.constexpr,
-    DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr, FLOAT_ZERO: tl.constexpr,
+    DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """``scale * (level - zero_point)``, or ``zero_point + scale * level``: two roundings in COMPUTE. ``scale`` None is a plain cast."""
+    """``scale * (level - zero_point)``, or ``zero_point + scale * level``: two roundings in COMPUTE."""
     if DECODE is None:
-        if SIGNED:
-            code = (code << (32 - BITS)) >> (32 - BITS)
-        level = code.to(COMPUTE)
+        level = decode_integer(code, BITS, SIGNED).to(COMPUTE)
     else:
         level = DECODE(code).to(COMPUTE)
-    if scale is not None:
-        if zero_point is not None and not FLOAT_ZERO:
-            level = level - zero_point
-        level = level * scale
-        if FLOAT_ZERO:
-            level = level + zero_point
-    return level
+    if FLOAT_ZERO:
+        value = level * scale + zero_point
+    elif AFFINE:
+        value = (level - zero_point) * scale
+    else:
+        value = level * scale
+    return value

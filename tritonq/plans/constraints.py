@@ -7,8 +7,8 @@ from ..scheme import FLOAT_DTYPES
 from .core import OK, Status, dtype_name
 from .descriptors import Desc, MatmulDesc
 
-# Offsets inside kernels are 64-bit, the grid's first axis holds at most 2**31 - 1 programs (CUDA programming guide, table of limits).
-MAX_DIMENSION = 2**31 - 1
+# Offsets inside kernels are 64-bit; a column number, the end of a tile included, fits 32 bits.
+MAX_DIMENSION = 2**31 - 2**16
 
 
 def valid(desc: Desc) -> Status:

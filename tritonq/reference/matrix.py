@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ..formats import Format
 from ..formats.integer import encode_integer_ref
+from ..formats.numerics import narrow_ref
 from ..formats.packing import pack_row, unpack_row
 from ..qtensor import QTensor
 from ..scheme import Scheme
@@ -80,8 +81,12 @@ def quantize(x: torch.Tensor, scheme: Scheme) -> QTensor:
 def dequantize(q: QTensor, dtype: torch.dtype) -> torch.Tensor:
     """Decoded values ``[N, K]``, computed in the scheme's decode dtype and cast once."""
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    compute = q.scheme.decode_dtype(dtype)
     for rows in _chunks(0, *q.shape):
-        decode_rows(q, rows, q.scheme.decode_dtype(dtype), out[rows])
+        if compute == torch.float64 and dtype.itemsize == 2:
+            out[rows] = narrow_ref(decode_rows(q, rows, compute))  # torch would round twice
+        else:
+            decode_rows(q, rows, compute, out[rows])
     return out
 
 
@@ -99,7 +104,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
         y = ACTIVATIONS[activation](y)
     if residual is not None:
         y += residual.to(compute)
-    return y.to(x.dtype)
+    return (narrow_ref(y) if x.dtype.itemsize == 2 else y).to(x.dtype)
 
 
 def decode_rows(q: QTensor, rows: slice, compute: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,31 @@
+"""The compiled PTX of the quantize and dequantize kernels, run by the simulator: bit for bit the reference."""
+import pytest
+import torch
+
+import tritonq
+from tests.support.schemes import DTYPES, SCHEMES, hostile, same_bits
+from tritonq import reference
+from tritonq.scheme import Scheme
+
+SAMPLE = ("int4", "uint4.g32", "nf4", "mxfp4", "nvfp4", "int3.g24", "fp8_e4m3", "uint4.fz", "int8.column", "nf4.tensor")
+
+
+def check(scheme, dtype):
+    x = hostile((5, 72), dtype)
+    got, want = tritonq.quantize(x, scheme), reference.quantize(x, Scheme.parse(scheme))
+    for name, tensor in want.tensors().items():
+        assert same_bits(got.tensors()[name], tensor), name
+    assert same_bits(got.dequantize(), reference.dequantize(want, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_sm_90(scheme, dtype, simulator):
+    check(scheme, dtype)
+
+
+@pytest.mark.parametrize("simulator", [80], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("scheme", SAMPLE)
+def test_sm_80(scheme, dtype, simulator):
+    check(scheme, dtype)
