@@ -120,3 +120,13 @@ def test_large_weights_are_compared_in_slices(monkeypatch):
         sliced = quality.compare_quantized(w, q)
         monkeypatch.undo()
         assert sliced.noise == pytest.approx(whole.noise, rel=1e-12) and sliced.elements == whole.elements == w.numel()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-320, 1e200, 1.7e308])
+def test_extreme_weights_give_figures_that_json_can_hold(cli, tmp_path, value):
+    """All-zero weights, denormals, and float64 values whose squares overflow."""
+    save_file({"w.weight": torch.full((4, 64), value, dtype=torch.float64)}, tmp_path / "w.safetensors")
+    for scheme in ("int8", "nf4", "fp16"):
+        out = tmp_path / scheme
+        assert cli("quantize", tmp_path / "w.safetensors", "--scheme", scheme, "-o", out, "--json").json["totals"]["quantized"] == 1
+        assert cli("verify", out, "--against", tmp_path / "w.safetensors", "--json").json["quality"] is not None
