@@ -188,7 +188,7 @@ def test_find_min_max() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("ends", [(-5.0, 5.0), (1.0, 9.0), (-9.0, -1.0), (0.0, 0.0), (-0.1, 7.3), (1e-30, 2e-30)])
+@pytest.mark.parametrize("ends", [(-5.0, 5.0), (1.0, 9.0), (-9.0, -1.0), (0.0, 0.0), (-0.1, 7.3), (1e-30, 2e-30), (-2.5, 4.5)])
 def test_params_from_a_range_are_those_of_data_in_it(bits: int, ends: tuple[float, float]) -> None:
     for symmetric in (True, False):
         for rounding in ROUNDINGS:
@@ -321,6 +321,15 @@ def test_gradient_mask_is_inclusive_and_unclamped() -> None:
     unclamped = (x.detach() / params.scale).round() + params.zero_point
     assert unclamped.tolist() == [0.0, 7.0, 8.0, 16.0] and q.codes().tolist() == [[0, 7, 8, 15]]
     assert x.grad.tolist() == [1.0, 1.0, 1.0, 0.0]
+    # 7-bit codes lie in bytes, their range ends at 127: the same tie at the end
+    x = torch.tensor([-63.5, 63.5], requires_grad=True)
+    tritonq.fake_quantize(x, 7, M.AFFINE).sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0]
+    # ties away from zero: zero point 9 and 6.5 -> 7, where half to even says 8 and 6
+    for rounding, expected in (("half_away", [1.0, 0.0]), ("half_even", [1.0, 1.0])):
+        x = torch.tensor([-8.5, 6.5], requires_grad=True)
+        tritonq.fake_quantize(x, 4, M.AFFINE, rounding).sum().backward()
+        assert x.grad.tolist() == expected
     ones, _ = tritonq.quantize_vector(torch.tensor([127.0]), 8, M.SYMMETRIC)
     probe = torch.tensor([[-128.0, -128.5, -128.51, 127.0, 127.49, 127.5]])
     assert gradient_mask(probe, ones).tolist() == [[True, True, False, True, True, False]]
