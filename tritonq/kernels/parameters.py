@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .._triton import jit, tl
 from ..formats.integer import decode_integer, encode_integer
-from ..formats.numerics import narrow, round_up_to_power_of_two
+from ..formats.numerics import round_up_to_power_of_two
 from .numerics import divide
 
 
@@ -40,8 +40,11 @@ def scale_from_absmax(
 ):  # fmt: skip
     """absmax -> scale as stored. MAX_EXPONENT selects the floor rule of the OCP MX specification; tensor_scale (or None) is nvfp4's."""
     if MAX_EXPONENT is not None:
-        exponent = (narrow(absmax).to(tl.int32, bitcast=True) >> 23) - MAX_EXPONENT
-        stored = tl.maximum(exponent, 0).to(tl.uint8)
+        if absmax.dtype == tl.float64:
+            exponent = ((absmax.to(tl.int64, bitcast=True) >> 52) - (1023 - 127)).to(tl.int32)
+        else:
+            exponent = absmax.to(tl.int32, bitcast=True) >> 23
+        stored = tl.minimum(tl.maximum(exponent - MAX_EXPONENT, 0), 254).to(tl.uint8)
     else:
         scale = divide(absmax, tl.full(absmax.shape, DIVISOR, absmax.dtype))
         if tensor_scale is not None:

@@ -5,7 +5,7 @@ import torch
 
 from ..formats.dynamic_map import DYNAMIC_MAP
 from ..formats.integer import encode_integer_ref
-from ..formats.numerics import narrow_ref, round_up_to_power_of_two_ref
+from ..formats.numerics import round_up_to_power_of_two_ref
 from ..scheme import DQ_BLOCK, Scheme
 
 
@@ -13,7 +13,7 @@ def scale_from_absmax(absmax: torch.Tensor, scheme: Scheme, dtype: torch.dtype, 
     """absmax (float32 or float64, any shape) -> the scale as stored. 0 means a group without range."""
     storage = scheme.scale_format(dtype)
     if scheme.recipe == "mx":
-        exponent = (narrow_ref(absmax).view(torch.int32) >> 23) - scheme.max_exponent
+        exponent = (absmax.double().view(torch.int64) >> 52) - (1023 - 127) - scheme.max_exponent
         return exponent.clamp_(0, 254).to(torch.uint8).view(storage.dtype)
     scale = absmax / scheme.divisor
     if tensor_scale is not None:
