@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.support import seed_cases
 from tests.support.seed_cases import CODES, FLOATS, assert_same_bits
@@ -12,6 +14,8 @@ from tritonq import plans as P
 from tritonq.kernels import affine as affine_kernels
 from tritonq.kernels import dynamic_range as range_kernels
 from tritonq.kernels import linear as linear_kernels
+from tritonq.kernels.numerics import round_half_even
+from tritonq.reference import affine as reference
 
 
 def on(args, device: str):
@@ -62,6 +66,50 @@ def test_nf4_matmul_keeps_its_guarantee(dtype, device):
         error = (plan.run(None, None, on(args, device)).cpu().double() - exact).abs()
         assert (error <= bound).all(), name
         assert error.max() > 0, "an error of exactly zero would mean that nothing was rounded, and that the bound was never tried"
+
+
+@triton.jit
+def _round_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out_ptr + at, round_half_even(tl.load(x_ptr + at)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_half_even_at_every_magnitude(dtype, device):
+    """Ties and their neighbours below every power of two, and whatever has no fraction."""
+    powers = 2.0 ** torch.arange(-3, 60, dtype=torch.float64)
+    ties = (torch.stack((powers, powers + 1, powers - 1)) + 0.5).flatten().to(dtype)
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    x = torch.cat((ties, ties.nextafter(infinity), ties.nextafter(-infinity), powers.to(dtype), infinity.view(1)))
+    x = torch.cat((x, -x, torch.zeros(2048 - 2 * x.numel(), dtype=dtype))).to(device)
+    got = torch.empty_like(x)
+    _round_kernel[(1,)](x, got, BLOCK=2048, enable_fp_fusion=False)
+    assert torch.equal(got, x.round())
+
+
+def test_groups_along_a_middle_axis(device):
+    x, scale = seed_cases.values((3, 10, 7), torch.float32), seed_cases.scales((3, 3), torch.float32)
+    zero_point = seed_cases.zero_points((3, 3))
+    options = {"q_min": -128, "q_max": 127, "group_size": 4}
+    want, got = torch.empty(3, 10, 7, dtype=torch.int8), torch.empty(3, 10, 7, dtype=torch.int8, device=device)
+    reference.quantize(x, scale, zero_point, **options, out=want)
+    affine_kernels.quantize(x.to(device), scale.to(device), zero_point.to(device), **options, out=got)
+    assert_same_bits(got.cpu(), want, "middle axis")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_zero_points_are_added_without_loss(dtype, device):
+    """Quotients that just meet zero points near the ends of int32, where float32 holds every 128th or 256th integer."""
+    zero_points = [2**31 - 1, -(2**31), 2**31 - 128, -(2**31) + 1, 2**24 + 1, -(2**24) - 3, 65536, -65537]
+    near = torch.arange(-300, 301, dtype=torch.float64)
+    x = torch.stack([near - z for z in zero_points]).to(dtype)
+    desc = P.QuantizePerTokenDescriptor(n=8, d=601, q_min=-128, q_max=127, input_dtype=dtype)
+    args = {"scale": torch.ones(8, dtype=dtype), "zero_point": torch.tensor(zero_points, dtype=torch.int32)}
+    args = {k: v.to(device) for k, v in args.items()}
+    got = P.QuantizePerTokenPlan.select(None, desc).run(None, None, P.QuantizePerTokenArgs(input=x.to(device), **args)).cpu()
+    want = [[min(max(int(v) + z, -128), 127) for v in row] for row, z in zip(x.tolist(), zero_points)]
+    assert got.tolist() == want
+    assert len({c for row in want for c in row}) > 3
 
 
 def test_transposed_and_channels_last_inputs_are_read_in_place(device, monkeypatch):

@@ -41,7 +41,7 @@ def _granularities() -> Iterator[tuple[str, dict, tuple[int, ...], tuple[int, ..
         yield "PerChannel", {"shape": shape, "axis": axis}, shape, (shape[axis],)
     for n, d in ((33, 70), (3, 2500)):
         yield "PerToken", {"n": n, "d": d}, (n, d), (n,)
-    for outer, axis, group in ((9, 100, 32), (5, 96, 96), (40, 10, 3), (3, 30, 1000), (2, 1500, 1)):
+    for outer, axis, group in ((9, 100, 32), (5, 96, 96), (40, 10, 3), (3, 30, 1000), (2, 1500, 1), (2, 2500, 48)):
         yield "PerGroup", {"outer_size": outer, "axis_size": axis, "group_size": group}, (outer, axis), (outer, -(-axis // group))
 
 

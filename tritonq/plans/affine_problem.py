@@ -14,6 +14,7 @@ from .core import dtype_name, expect_type
 from .seed_base import CODES, FLOATS, code_range, one_of, size
 
 _MAX_GROUP = 2**30
+_MAX_CODE = 2**22  # integers of this size stay exact in float32
 _record = dataclass(frozen=True, kw_only=True)
 
 
@@ -275,7 +276,7 @@ class DequantizePerGroupBackwardDescriptor(DequantizePerGroupDescriptor):
 
 @_record
 class FakeQuantizeDescriptor(_PerTensor):
-    """``numel, q_min, q_max, input_dtype=float32``: codes never leave the kernel, so they need no type, only -2**31 <= q < 2**31."""
+    """``numel, q_min, q_max, input_dtype=float32``: codes never leave the kernel, so they may be up to 2**22 in magnitude."""
 
     q_min: int
     q_max: int
@@ -291,10 +292,10 @@ class FakeQuantizeDescriptor(_PerTensor):
         """Raise InvalidProblemError or UnsupportedError unless a plan can be made of this."""
         self.check_shape()
         one_of(self.input_dtype, FLOATS, "input_dtype")
-        size(self.q_min, "q_min", -(2**31))
-        size(self.q_max, "q_max", -(2**31))
-        if self.q_min > self.q_max or self.q_max >= 2**31:
-            raise InvalidProblemError(f"q_min <= q_max < 2**31 is required, got q_min={self.q_min}, q_max={self.q_max}")
+        expect_type(self.q_min, int, "q_min")
+        expect_type(self.q_max, int, "q_max")
+        if not -_MAX_CODE <= self.q_min <= self.q_max <= _MAX_CODE:
+            raise InvalidProblemError(f"-2**22 <= q_min <= q_max <= 2**22 is required, got q_min={self.q_min}, q_max={self.q_max}")
 
 
 class FakeQuantizeBackwardDescriptor(FakeQuantizeDescriptor):
