@@ -11,10 +11,10 @@ def bf16_encode(u):
 
 @jit
 def bf16_decode(code):
-    return decode_minifloat(code, 8, 7)
+    return decode_minifloat(code, 8, 7, 0x7F7F)
 
 
 BF16 = minifloat_format(
-    name="bf16", exponent_bits=8, mantissa_bits=7, max_abs=3.3895313892515355e38, scaled=False, group="none",
+    name="bf16", exponent_bits=8, mantissa_bits=7, max_abs=3.3895313892515355e38, largest=0x7F7F, scaled=False, group="none",
     encode=bf16_encode, decode=bf16_decode, source="bfloat16: the upper half of IEEE 754 binary32",
 )  # fmt: skip

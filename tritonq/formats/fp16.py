@@ -11,10 +11,10 @@ def fp16_encode(u):
 
 @jit
 def fp16_decode(code):
-    return decode_minifloat(code, 5, 10)
+    return decode_minifloat(code, 5, 10, 0x7BFF)
 
 
 FP16 = minifloat_format(
-    name="fp16", exponent_bits=5, mantissa_bits=10, max_abs=65504.0, scaled=False, group="none",
+    name="fp16", exponent_bits=5, mantissa_bits=10, max_abs=65504.0, largest=0x7BFF, scaled=False, group="none",
     encode=fp16_encode, decode=fp16_decode, source="IEEE 754-2019 binary16",
 )  # fmt: skip

@@ -11,10 +11,10 @@ def fp4_e2m1_encode(u):
 
 @jit
 def fp4_e2m1_decode(code):
-    return decode_minifloat(code, 2, 1)
+    return decode_minifloat(code, 2, 1, 7)
 
 
 FP4_E2M1 = minifloat_format(
-    name="fp4_e2m1", exponent_bits=2, mantissa_bits=1, max_abs=6.0, scaled=True, group="g32",
+    name="fp4_e2m1", exponent_bits=2, mantissa_bits=1, max_abs=6.0, largest=7, scaled=True, group="g32",
     encode=fp4_e2m1_encode, decode=fp4_e2m1_decode, source="OCP Microscaling Formats v1.0 section 5.3.3",
 )  # fmt: skip

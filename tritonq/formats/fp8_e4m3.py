@@ -11,10 +11,10 @@ def fp8_e4m3_encode(u):
 
 @jit
 def fp8_e4m3_decode(code):
-    return decode_minifloat(code, 4, 3)
+    return decode_minifloat(code, 4, 3, 0x7E)
 
 
 FP8_E4M3 = minifloat_format(
-    name="fp8_e4m3", exponent_bits=4, mantissa_bits=3, max_abs=448.0, scaled=True, group="channel",
+    name="fp8_e4m3", exponent_bits=4, mantissa_bits=3, max_abs=448.0, largest=0x7E, scaled=True, group="channel",
     encode=fp8_e4m3_encode, decode=fp8_e4m3_decode, source="OCP 8-bit Floating Point v1.0; arXiv:2209.05433",
 )  # fmt: skip

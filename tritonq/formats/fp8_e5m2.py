@@ -11,10 +11,10 @@ def fp8_e5m2_encode(u):
 
 @jit
 def fp8_e5m2_decode(code):
-    return decode_minifloat(code, 5, 2)
+    return decode_minifloat(code, 5, 2, 0x7B)
 
 
 FP8_E5M2 = minifloat_format(
-    name="fp8_e5m2", exponent_bits=5, mantissa_bits=2, max_abs=57344.0, scaled=True, group="channel",
+    name="fp8_e5m2", exponent_bits=5, mantissa_bits=2, max_abs=57344.0, largest=0x7B, scaled=True, group="channel",
     encode=fp8_e5m2_encode, decode=fp8_e5m2_decode, source="OCP 8-bit Floating Point v1.0; arXiv:2209.05433",
 )  # fmt: skip

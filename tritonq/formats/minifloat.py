@@ -7,11 +7,14 @@ from .core import Format, register
 from .numerics import decode_minifloat_ref, encode_minifloat_ref
 
 
-def minifloat_format(*, name: str, exponent_bits: int, mantissa_bits: int, max_abs: float, scaled: bool, group: str,
+def minifloat_format(*, name: str, exponent_bits: int, mantissa_bits: int, max_abs: float, largest: int, scaled: bool, group: str,
                      encode: Callable, decode: Callable, source: str) -> Format:  # fmt: skip
-    """Register a float of 1 + exponent_bits + mantissa_bits bits. ``scaled`` False is a plain cast without a scale."""
+    """Register a float of 1 + exponent_bits + mantissa_bits bits. ``largest`` is the code of ``max_abs``.
+
+    ``scaled`` False is a plain cast without a scale.
+    """
     return register(Format(
         name=name, bits=1 + exponent_bits + mantissa_bits, max_abs=max_abs if scaled else None, group=group, source=source,
         encode=encode, encode_ref=lambda u: encode_minifloat_ref(u, exponent_bits, mantissa_bits, max_abs),
-        decode=decode, decode_ref=lambda code: decode_minifloat_ref(code, exponent_bits, mantissa_bits),
+        decode=decode, decode_ref=lambda code: decode_minifloat_ref(code, exponent_bits, mantissa_bits, largest),
     ))  # fmt: skip

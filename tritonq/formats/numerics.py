@@ -85,8 +85,8 @@ def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr
 
 
 @jit
-def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr):
-    """The exact float32 value of a finite small float."""
+def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr, LARGEST: tl.constexpr):
+    """The exact float32 value of a small float. Codes beyond LARGEST, which encoding never gives, are Inf (whole exponent) and NaN."""
     BIAS: tl.constexpr = 2 ** (EXPONENT_BITS - 1) - 1
     SHIFT: tl.constexpr = 23 - MANTISSA_BITS
     code = code.to(tl.int32)
@@ -96,6 +96,11 @@ def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.conste
         normal = ((mag << SHIFT) + ((127 - BIAS) << 23)).to(tl.float32, bitcast=True)
         small = mag.to(tl.float32) * 2.0 ** (1 - BIAS - MANTISSA_BITS)
         value = tl.where(mag < (1 << MANTISSA_BITS), small, normal)
+        if (LARGEST + 1) % 2**MANTISSA_BITS == 0:
+            value = tl.where(mag > LARGEST, float("inf"), value)
+            value = tl.where(mag > LARGEST + 1, float("nan"), value)
+        else:
+            value = tl.where(mag > LARGEST, float("nan"), value)
     else:
         value = (mag << SHIFT).to(tl.float32, bitcast=True)
     return (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
@@ -111,13 +116,16 @@ def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int
     return code + (torch.signbit(u).int() << (exponent_bits + mantissa_bits))
 
 
-def decode_minifloat_ref(code: torch.Tensor, exponent_bits: int, mantissa_bits: int) -> torch.Tensor:
+def decode_minifloat_ref(code: torch.Tensor, exponent_bits: int, mantissa_bits: int, largest: int) -> torch.Tensor:
     bias = 2 ** (exponent_bits - 1) - 1
     code = code.int()
     exponent = (code >> mantissa_bits) & (2**exponent_bits - 1)
     mantissa = code & (2**mantissa_bits - 1)
     whole = torch.where(exponent > 0, mantissa + 2**mantissa_bits, mantissa).float()
     value = torch.ldexp(whole, exponent.clamp(min=1) - bias - mantissa_bits)
+    magnitude = code & (2 ** (exponent_bits + mantissa_bits) - 1)
+    infinite = (magnitude == largest + 1) & ((largest + 1) % 2**mantissa_bits == 0)
+    value = torch.where(infinite, torch.inf, torch.where(magnitude > largest, torch.nan, value))
     return torch.where((code >> (exponent_bits + mantissa_bits)) & 1 == 1, -value, value)
 
 

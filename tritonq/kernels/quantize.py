@@ -11,8 +11,6 @@ import torch
 
 from .._triton import jit, tl, triton
 from ..formats.integer import encode_biased, encode_integer
-from ..qtensor import QTensor
-from ..reference.parameters import double_quantize
 from ..scheme import Scheme
 from .constants import carrier, encode_constants
 from .numerics import divide, divide_by_inverse, round_short_quotient
@@ -465,12 +463,3 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
         **constants, **config, enable_fp_fusion=False,
     )  # fmt: skip
     return packed, scale, zero_point, second
-
-
-def quantize(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> QTensor:
-    """``x`` as a QTensor; empty matrices launch nothing (their tensors have no elements to write, or the reference's defaults)."""
-    packed, scale, zero_point, second = launch(x, scheme, config)
-    if "dq" in scheme.options:
-        codes, absmax, offset = double_quantize(scale)
-        return QTensor(scheme, tuple(x.shape), x.dtype, packed, codes, zero_point, absmax, offset)
-    return QTensor(scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, second)

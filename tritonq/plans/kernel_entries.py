@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from .. import reference
 from .._triton import triton
+from ..qtensor import QTensor
+from ..reference.parameters import double_quantize
 from .core import OK, Status
 from .descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
 from .registry import KernelEntry, accumulated, exact
@@ -27,7 +29,11 @@ if triton is not None:
     def _quantize(desc, config, workspace, x):
         if x.numel() == 0:
             return reference.quantize(x, desc.scheme)  # nothing to launch; the parameters of empty groups are the reference's
-        return quantize_kernels.quantize(x, desc.scheme, config)
+        packed, scale, zero_point, second = quantize_kernels.launch(x, desc.scheme, config)
+        offset = None
+        if "dq" in desc.scheme.options:  # the offset is the mean of all scales: known only when the last program is done
+            scale, second, offset = double_quantize(scale)
+        return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, second, offset)
 
     def _config(desc: QuantizeDesc) -> dict[str, int]:
         return quantize_kernels.config(desc.scheme, desc.n, desc.k)
