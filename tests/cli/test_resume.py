@@ -117,7 +117,7 @@ def test_finished_job_runs_again_without_work(source, tmp_path, cli):
     assert json.loads((out / "tritonq_report.json").read_text())["totals"] == first["totals"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "header", "words", "gone"])
 def test_damaged_output_is_redone(source, expected, tmp_path, damage):
     out = tmp_path / "out"
     quantize_checkpoint(source, out, "nf4")
@@ -126,7 +126,9 @@ def test_damaged_output_is_redone(source, expected, tmp_path, damage):
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(raw[:-8] if damage == "cut" else raw[:10] + b"x" + raw[11:])
+        # "words": still a valid header, but it says nf5 where nf4 was written
+        damaged = {"cut": raw[:-8], "header": raw[:10] + b"x" + raw[11:], "words": raw.replace(b"nf4", b"nf5")}
+        path.write_bytes(damaged[damage])
     assert quantize_checkpoint(source, out, "nf4")["resumed_files"] == 2
     assert model_files(out) == expected
 

@@ -13,6 +13,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
 REPORT = "tritonq_report.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
+_LARGEST_CARRIED = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,16 @@ class Source:
         return sum(e.nbytes for f in self.files for e in f.entries.values())
 
     def carried(self) -> tuple[list[Path], list[Path]]:
-        """Files beside the weights, relative to the folder: ``(config, tokenizer and the like, what a copy leaves out)``."""
+        """Files beside the weights, relative to the folder: ``(config, tokenizer and the like, what a copy leaves out)``.
+
+        Left out are other weights and files over 64 MiB. Hidden files and folders below the first level are not looked at.
+        """
         own = {self.index, *(file.path for file in self.files)}
         carry: list[Path] = []
         leave: list[Path] = []
         if self.folder is None:
             return carry, leave
-        for path in sorted(self.folder.rglob("*")):
+        for path in sorted([*self.folder.glob("*"), *self.folder.glob("*/*")]):
             relative = path.relative_to(self.folder)
             if any(part.startswith(".") for part in relative.parts) or not path.is_file():
                 continue
@@ -61,7 +65,7 @@ class Source:
             if name.endswith((".partial", JOURNAL, REPORT)) or path in own:
                 continue
             weights = name.endswith((".safetensors", INDEX_SUFFIX, ".index.json", *_OTHER_WEIGHTS))
-            (leave if weights else carry).append(relative)
+            (leave if weights or path.stat().st_size > _LARGEST_CARRIED else carry).append(relative)
         return carry, leave
 
 

@@ -5,7 +5,6 @@ killed at any moment leaves the source untouched and no half-written file, and t
 """
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from math import prod
@@ -19,7 +18,7 @@ from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
 from .source import Source, open_source
 from .tensorfile import DTYPES, Entry, TensorFile
-from .writer import PARTIAL, FileWriter, write_json
+from .writer import FileWriter, write_atomic, write_json
 
 Progress = Callable[[int, int, str], None]
 
@@ -221,6 +220,4 @@ def _destination(source: Source, dst: Path) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    write_atomic(target, source.read_bytes())

@@ -77,11 +77,12 @@ def add_command(commands) -> None:
 
 def run(args) -> int:
     source = find_model()
-    embed = _Embedder(source)
     schemes = args.scheme or list(MEASURED)
     rows = []
     kept = tempfile.TemporaryDirectory() if args.output is None else nullcontext(args.output)
     with kept as folder, progress("demo", show=not args.json) as advance:
+        advance(0, len(schemes), "loading transformers and the model")
+        embed = _Embedder(source)
         for position, scheme in enumerate(schemes):
             advance(position, len(schemes), scheme)
             destination = Path(folder) / scheme

@@ -54,7 +54,7 @@ def show(report: dict, destination: str) -> None:
     for row in bad:
         say(f"warning: {row['name']} holds {row['quality']['nonfinite']} NaN or Inf; NaN was coded as zero, Inf as the largest value")
     if report["left_out"]:
-        say(f"not carried (other weights): {', '.join(report['left_out'])}")
+        say(f"not carried (other weights, or over 64 MiB): {', '.join(report['left_out'])}")
     if report["resumed_files"]:
         say(f"{report['resumed_files']} of {len(report['files'])} files were finished before and not redone")
     before, after = sums["bytes_before"], sums["bytes_after"]
