@@ -8,15 +8,12 @@ OLDEST := .triton36
 
 ifeq ($(shell command -v nvidia-smi),)
 TORCH ?= torch==2.13.0
-# torch's own index has the CPU build as 2.13.0+cpu, which pip prefers; skipped where it cannot be reached
-CPU_INDEX := https://download.pytorch.org/whl/cpu
-INDEX = $(shell curl -sfLm 5 -o /dev/null $(CPU_INDEX)/torch/ && echo --extra-index-url $(CPU_INDEX))
 else
 VENV_FLAGS ?= --system-site-packages
 endif
 
 # torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
-install = $(PY) -m pip install -q $(PIP_FLAGS) $(INDEX) $(TORCH)
+install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 
 .PHONY: help test test-oldest check lint demo docs bench-cpu clean
 
