@@ -6,8 +6,9 @@ import torch
 from .errors import InvalidProblemError
 from .plans.core import expect_type
 from .plans.descriptors import DequantizeDesc, MatmulDesc, QuantizeDesc
-from .plans.select import select
+from .plans.select import Plan, select
 from .qtensor import QTensor
+from .reference.matrix import ACTIVATIONS
 from .scheme import FLOAT_DTYPES, Scheme
 
 
@@ -81,6 +82,8 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     Precision:
         ``select(MatmulDesc.of(x, q)).precision_guarantee().bound(x, q)`` bounds the error elementwise.
 
+    Gradients flow to x, bias and residual, through the decoded weight; the forward keeps x and the packed weight alone.
+
     Example:
         >>> import torch, tritonq
         >>> q = tritonq.quantize(torch.eye(4), "int8")
@@ -90,4 +93,32 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     if activation is not None:
         expect_type(activation, str, "activation")
     plan = select(MatmulDesc.of(x, q, bias, activation, residual))
-    return plan.run(x.detach(), q, bias=bias, residual=residual)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, residual)):
+        return _Matmul.apply(plan, x, q, bias, residual)
+    return plan.run(x, q, bias=bias, residual=residual)
+
+
+class _Matmul(torch.autograd.Function):
+    """The fused forward; the backward recomputes what stands before the activation instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx, plan: Plan, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.plan, ctx.q = plan, q
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        return plan.run(x, q, bias=bias, residual=residual)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        x, bias = ctx.saved_tensors
+        desc, compute = ctx.plan.desc, ctx.q.scheme.decode_dtype(grad.dtype)
+        d_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
+        d_sum = grad.to(compute)
+        if desc.activation is not None:
+            with torch.enable_grad():
+                before = matmul(x.detach().to(compute), ctx.q, bias).detach().requires_grad_()
+                (d_sum,) = torch.autograd.grad(ACTIVATIONS[desc.activation](before), before, d_sum)
+        d_bias = None if bias is None else d_sum.reshape(-1, desc.n).sum(0).to(bias.dtype)
+        d_x = (d_sum @ dequantize(ctx.q, compute)).to(x.dtype) if ctx.needs_input_grad[1] else None
+        return None, d_x, None, d_bias, d_residual

@@ -59,7 +59,8 @@ class PrecisionGuarantee:
     """What a plan promises about its result.
 
     ``bitwise``: equal, bit for bit, to ``tritonq.reference``. Otherwise
-    ``|y - y_exact| <= relative * (|x| @ |w_hat|.T) + output_eps * |y_exact|`` elementwise (see :meth:`bound`).
+    ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + output_tiny`` elementwise (see :meth:`bound`), as long as
+    the result does not overflow its dtype.
     """
 
     math_precision: str  # "float32" or "float64"
@@ -67,6 +68,7 @@ class PrecisionGuarantee:
     bitwise: bool = True
     relative: float = 0.0
     output_eps: float = 0.0
+    output_tiny: float = 0.0
     deterministic: bool = True
     bit_stable_on_same_hardware: bool = True
 
@@ -74,7 +76,7 @@ class PrecisionGuarantee:
         """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise."""
         weight = q.dequantize(torch.float64).abs()
         magnitude = x.to(torch.float64).abs() @ weight.T
-        return (self.relative + self.output_eps) * magnitude
+        return (self.relative + self.output_eps) * magnitude + self.output_tiny
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,9 @@ def accumulated(desc: MatmulDesc) -> PrecisionGuarantee:
     unit = 2.0**-53 if desc.dtype == torch.float64 else 2.0**-24
     terms = (desc.k + 4) * unit
     precision = "float64" if desc.dtype == torch.float64 else "float32"
+    out = torch.finfo(desc.dtype)
     return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
-                              output_eps=torch.finfo(desc.dtype).eps / 2)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
 
 
 def _always(desc: Desc) -> Status:
