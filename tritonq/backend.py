@@ -1,6 +1,7 @@
 """Which implementation runs: compiled Triton, Triton's interpreter, or the torch reference."""
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -29,7 +30,7 @@ def backend(device: torch.device | str | None = None) -> str:
     if choice not in _CHOICES:
         raise InvalidProblemError(f"TRITONQ_BACKEND={choice!r} is not one of {', '.join(_CHOICES)}")
     if choice == "triton" and triton is None:
-        raise InvalidProblemError("TRITONQ_BACKEND=triton, but the package triton is not installed; pip install triton or unset the variable")
+        raise InvalidProblemError("TRITONQ_BACKEND=triton, but Triton is not installed; pip install triton or unset the variable")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if choice == "reference" or triton is None:
@@ -37,6 +38,11 @@ def backend(device: torch.device | str | None = None) -> str:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "interpreter"
     return "triton" if choice == "triton" or torch.device(device).type != "cpu" else "reference"
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make ``device`` the current one, because Triton launches on the current device whatever its arguments live on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def uses_kernels(device: torch.device | str) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -28,6 +29,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@cache
+def _architecture(device: torch.device) -> int | str:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.gcnArchName.split(":")[0] if torch.version.hip else properties.major * 10 + properties.minor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where a plan runs. ``arch`` is the compute capability times ten (90 for sm_90), ``"gfx942"`` on HIP, None on a CPU."""
@@ -44,8 +51,7 @@ class Target:
         device = torch.device(device)
         arch: int | str | None = None
         if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            arch = properties.gcnArchName.split(":")[0] if torch.version.hip else properties.major * 10 + properties.minor
+            arch = _architecture(device)
         return cls(backend=backend_name(device), device=device.type, arch=arch)
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..backend import current_device
 from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
 from .constraints import valid
@@ -60,12 +61,13 @@ class Plan:
             raise InvalidProblemError(status.reason)
         if workspace is not None:
             check_workspace(workspace, self.workspace_size(), str(self.desc))
-        if not isinstance(self.desc, MatmulDesc):
-            return self.kernel.launch(self.desc, self.config, workspace, *tensors)
-        x, q = tensors
-        shape = (*x.shape[:-1], q.shape[0])
-        residual = None if residual is None else residual.reshape(self.desc.m, q.shape[0])
-        return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
+        with current_device(tensors[0].device):
+            if not isinstance(self.desc, MatmulDesc):
+                return self.kernel.launch(self.desc, self.config, workspace, *tensors)
+            x, q = tensors
+            shape = (*x.shape[:-1], q.shape[0])
+            residual = None if residual is None else residual.reshape(self.desc.m, q.shape[0])
+            return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
 
     def _describe(self, *tensors, **epilogue) -> Desc:
         want = 2 if isinstance(self.desc, MatmulDesc) else 1
