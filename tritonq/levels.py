@@ -13,11 +13,10 @@ class QuantizationLevel(Enum):
     """How many bits a parameter takes: ``NONE`` (32), ``FLOAT16``, ``BFLOAT16`` (16), ``INT8``, ``INT4``.
 
     The value of a member is its JSON name (``"None"``, ``"Float16"``, ``"BFloat16"``, ``"Int8"``, ``"Int4"``); ``str()`` gives
-    ``FP32 FP16 BF16 INT8 INT4``. ``bits_per_param()`` and ``memory_reduction_factor()`` are methods, like the other queries
-    of plans (``workspace_size()``, ``sku()``).
+    ``FP32 FP16 BF16 INT8 INT4``.
 
     >>> level = QuantizationLevel.parse("int4")
-    >>> str(level), level.bits_per_param(), level.memory_reduction_factor()
+    >>> str(level), level.bits_per_param, level.memory_reduction_factor
     ('INT4', 4, 8.0)
     """
 
@@ -27,10 +26,12 @@ class QuantizationLevel(Enum):
     INT8 = "Int8"
     INT4 = "Int4"
 
+    @property
     def bits_per_param(self) -> int:
         """Bits that one parameter takes, scales not counted."""
         return _BITS[self]
 
+    @property
     def memory_reduction_factor(self) -> float:
         """How many times smaller than fp32 the parameters are."""
         return 32 / _BITS[self]

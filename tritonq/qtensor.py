@@ -132,7 +132,10 @@ class QTensor:
 
     def to(self, device: torch.device | str) -> QTensor:
         """This matrix with every tensor on ``device``; itself when it is there already."""
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
         if device == self.device:
             return self
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -28,7 +28,7 @@ GIB = 2**30
 def test_level_table():
     for row in VECTORS["hwaccel.levels"]["expected_upstream"]:
         level = QuantizationLevel(row["serde"])
-        assert (level.bits_per_param(), str(level), level.memory_reduction_factor()) == (
+        assert (level.bits_per_param, str(level), level.memory_reduction_factor) == (
             row["bits_per_param"],
             row["display"],
             row["memory_reduction_factor"],

@@ -388,7 +388,7 @@ def test_fp8_nonfinite(vector: dict) -> None:
 def test_compression(vector: dict) -> None:
     """The unpruned half of the record."""
     for name in ("int8", "int4"):
-        assert QuantizationLevel.parse(name).memory_reduction_factor() == vector["expected_upstream"][name]
+        assert QuantizationLevel.parse(name).memory_reduction_factor == vector["expected_upstream"][name]
 
 
 @runs("oxicuda.sensitivity")

@@ -42,7 +42,7 @@ def run(args) -> int:
     params = sum(e.numel for f in source.files for e in f.entries.values()) if source else args.params
     schemes = [str(Scheme.parse(scheme)) for scheme in args.scheme or _SCHEMES]
     # Most precise first; ties keep this order, so FP16 comes before BF16 and levels (no scales) before schemes.
-    choices = [(str(level), Fraction(params * level.bits_per_param(), 8)) for level in QuantizationLevel]
+    choices = [(str(level), Fraction(params * level.bits_per_param, 8)) for level in QuantizationLevel]
     for scheme in schemes:
         choices.append((scheme, _model_bytes(source, scheme) if source else params * bits_per_param(Scheme.parse(scheme)) / 8))
     rows = [

@@ -137,7 +137,9 @@ class PlanPreference:
 
 
 def check_workspace(workspace: torch.Tensor | None, needed: int, what: str) -> None:
-    """Refuse a workspace that is smaller than ``needed`` bytes."""
+    """Refuse a workspace that is no dense tensor or smaller than ``needed`` bytes."""
+    if workspace is not None:
+        expect_dense(workspace, "workspace")
     got = 0 if workspace is None else workspace.nbytes
     if got < needed:
         raise WorkspaceTooSmallError(needed, got, what)
@@ -147,5 +149,15 @@ def expect_type(value, kind: type | tuple[type, ...], name: str):
     """``value`` if it is a ``kind``, else an InvalidProblemError that names both."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InvalidProblemError(f"{name} must be a {kinds}, got {type(value).__name__} {value!r}"[:300])
+        shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else " ".join(repr(value).split())
+        raise InvalidProblemError(f"{name} must be {'an' if kinds[0] in 'aeioAEIO' else 'a'} {kinds}, got {type(value).__name__} {shown}"[:300])
     return value
+
+
+def expect_dense(value, name: str) -> torch.Tensor:
+    """``value`` if it is a tensor whose elements lie in memory; sparse, meta and quantized tensors are refused."""
+    tensor = expect_type(value, torch.Tensor, name)
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
+        what = tensor.layout if tensor.layout != torch.strided else "a meta tensor" if tensor.device.type == "meta" else "a torch quantized tensor"
+        raise InvalidProblemError(f"{name} must be a dense tensor with data, got {what} of shape {tuple(tensor.shape)}; make it dense first")
+    return tensor

@@ -8,7 +8,7 @@ import torch
 from ..errors import InvalidProblemError
 from ..qtensor import QTensor
 from ..scheme import Scheme
-from .core import Target, dtype_name, expect_type
+from .core import Target, dtype_name, expect_dense, expect_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class QuantizeDesc:
     @classmethod
     def of(cls, x: torch.Tensor, scheme: Scheme | str) -> QuantizeDesc:
         """The descriptor of ``tritonq.quantize(x, scheme)``; refuses anything but a matrix."""
-        expect_type(x, torch.Tensor, "x")
+        expect_dense(x, "x")
         if x.dim() != 2:
             raise InvalidProblemError(f"x must be a matrix [N, K], got shape {tuple(x.shape)}; reshape it first")
         return cls(n=x.shape[0], k=x.shape[1], dtype=x.dtype, scheme=Scheme.parse(scheme), target=Target.of(x.device))
@@ -82,7 +82,7 @@ class MatmulDesc:
     def of(cls, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activation: str | None = None,
            residual: torch.Tensor | None = None) -> MatmulDesc:  # fmt: skip
         """The descriptor of ``tritonq.matmul(x, q, ...)``; refuses shapes and devices that do not match."""
-        expect_type(x, torch.Tensor, "x")
+        expect_dense(x, "x")
         expect_type(q, QTensor, "q")
         n, k = q.shape
         if x.dim() < 1 or x.shape[-1] != k:
@@ -92,7 +92,7 @@ class MatmulDesc:
         for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], n))):
             if tensor is None:
                 continue
-            expect_type(tensor, torch.Tensor, name)
+            expect_dense(tensor, name)
             if tuple(tensor.shape) != shape:
                 raise InvalidProblemError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
             if not tensor.is_floating_point() or tensor.device != x.device:
