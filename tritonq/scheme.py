@@ -93,7 +93,7 @@ class Scheme:
             resolved = cls.parse(ALIASES[text])
             return cls(**{**_fields(resolved), "spelling": text})
         name, *parts = text.split(".")
-        if name in PRESETS:
+        if name in PRESETS or name in ALIASES:
             raise InvalidProblemError(f"scheme {text!r}: {name} fixes its group size, scale and rounding, so {'.'.join(parts)!r} cannot be added; use {name!r}")
         if name not in FORMATS:
             known = ", ".join([*FORMATS, *PRESETS, *ALIASES])

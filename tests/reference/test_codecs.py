@@ -73,7 +73,7 @@ def test_code_books_take_the_nearest_level(fmt, dtype):
 
 
 @pytest.mark.parametrize("dtype", COMPUTE, **by_name)
-@pytest.mark.parametrize("bounds", [midpoints(tuple(range(16))), tuple(0.001 * 1.9**i for i in range(15)), (-1.0, -1.0, 0.0), (0.0, 1e-30, 1.0)])
+@pytest.mark.parametrize("bounds", [midpoints(tuple(range(16))), tuple(1.9**i for i in range(15)), (-1.0, -1.0, 0.0), (0.0, 1e-30, 1.0)])
 def test_search_equals_bucketize(bounds, dtype):
     """Also where bounds coincide or lie too close for the table of cells."""
     table = torch.tensor(bounds, dtype=dtype)
