@@ -243,6 +243,7 @@ def _scale_index(kind: str, fields: dict, at: tuple[int, ...]):
         ("PerTensor", {"numel": 60}, (4, 15)),
         ("PerChannel", {"shape": (3, 4, 5), "axis": 1}, (3, 4, 5)),
         ("PerChannel", {"shape": (2, 3, 2, 5), "axis": -1}, (2, 3, 2, 5)),
+        ("PerChannel", {"shape": (3, 4, 5), "axis": -2}, (3, 4, 5)),
         ("PerToken", {"n": 6, "d": 10}, (6, 10)),
         ("PerGroup", {"outer_size": 5, "axis_size": 13, "group_size": 4}, (5, 13)),
     ],

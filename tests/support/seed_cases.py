@@ -37,7 +37,7 @@ def zero_points(shape: tuple[int, ...]) -> torch.Tensor:
 def _granularities() -> Iterator[tuple[str, dict, tuple[int, ...], tuple[int, ...] | None]]:
     """(name, descriptor fields, tensor shape, scale shape)."""
     yield "PerTensor", {"numel": 1003}, (17, 59), None
-    for axis, shape in ((0, (5, 300)), (1, (7, 130)), (-1, (3, 5, 7, 11)), (1, (3, 5, 7, 2)), (2, (2, 3, 70, 3)), (0, (19,))):
+    for axis, shape in ((0, (5, 300)), (1, (7, 130)), (-1, (3, 5, 7, 11)), (1, (3, 5, 7, 2)), (2, (2, 3, 70, 3)), (-2, (3, 6, 9)), (0, (19,))):
         yield "PerChannel", {"shape": shape, "axis": axis}, shape, (shape[axis],)
     for n, d in ((33, 70), (3, 2500)):
         yield "PerToken", {"n": n, "d": d}, (n, d), (n,)
@@ -99,6 +99,7 @@ def range_data(dtype: torch.dtype, n: int = 21, d: int = 1100) -> torch.Tensor:
     x[5] = float("nan")
     x[6, :4] = torch.tensor([float("inf"), -float("inf"), float("nan"), 1.0], dtype=torch.float64)
     x[7] = float("inf")
+    x[8] = -356 * info.tiny * info.eps  # 356 / 255 steps round to a scale of one step, so the zero point needs its clamp
     return x.to(dtype)
 
 

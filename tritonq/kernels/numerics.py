@@ -81,9 +81,8 @@ def unclamped_code(x, scale, high, low):
     """``round_half_even(x / scale) + zero_point`` as a float; NaN, and any ``x`` under a scale that is not positive, counts as 0.
 
     Exact where it lies in +-2**22, and beyond that on its side of it: floats add integers without rounding unless the sum reaches
-    2**24, so ``high`` brings the sum near zero or leaves it far outside, and ``low`` then adds exactly.
+    2**24, so ``high`` brings the sum near zero or leaves it too far outside for ``low`` to bring it back.
     """
     scale = tl.broadcast_to(scale, x.shape)
     quotient = nan_to_zero(divide(x, scale))
-    whole = round_half_even(tl.where(scale > 0.0, quotient, 0.0)) + high
-    return tl.minimum(tl.maximum(whole, -8388608.0), 8388608.0) + low
+    return (round_half_even(tl.where(scale > 0.0, quotient, 0.0)) + high) + low
