@@ -31,7 +31,7 @@ def group_case(**changes) -> dict:
 
 DESCRIPTORS = [
     ("QuantizePerTensor", {"numel": -1, **INT8}, InvalidProblemError, "numel must be at least 0, got -1"),
-    ("QuantizePerTensor", {"numel": 2.5, **INT8}, InvalidProblemError, "numel must be a int, got float 2.5"),
+    ("QuantizePerTensor", {"numel": 2.5, **INT8}, InvalidProblemError, "numel must be an int, got float 2.5"),
     ("QuantizePerTensor", {"numel": 4, "q_min": 3, "q_max": 2}, InvalidProblemError, "q_min must not exceed q_max, got q_min=3, q_max=2"),
     ("QuantizePerTensor", {"numel": 4, "q_min": 0, "q_max": 255}, InvalidProblemError,
      "codes 0..255 do not fit int8, which holds -128..127; narrow the range or change output_dtype"),
@@ -176,7 +176,7 @@ def test_can_implement_says_why_not_and_run_raises_it(case, text):
     [
         (tensor_case(input=[1.0, 2.0, 3.0, 4.0]), "input must be a Tensor, got list [1.0, 2.0, 3.0, 4.0]"),
         (tensor_case(scale="0.1"), "scale must be a float or int or Tensor, got str '0.1'"),
-        (tensor_case(zero_point=1.5), "zero_point must be a int or Tensor, got float 1.5"),
+        (tensor_case(zero_point=1.5), "zero_point must be an int or Tensor, got float 1.5"),
         (group_case(scale=1.0), "scale must be a Tensor, got float 1.0"),
         (group_case(output=7), "output must be a Tensor, got int 7"),
     ],

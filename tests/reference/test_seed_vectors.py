@@ -76,7 +76,6 @@ PARTIAL = {
     "oxicuda.compression": "the ratios of pruned layers: pruning",
     "oxicuda.observers": "the moving average of activation ranges: arithmetic of the caller",
     "oxicuda_new.ggml.q4_0": "the scale, max / -8 with the sign kept: no scheme",
-    "oxicuda.fp8.decode_all.E4M3": "the two NaN codes: quantizing never writes them, and nothing decodes to NaN",
 }
 PACKINGS = ("baracuda.s4.", "baracuda.awq.", "baracuda.gguf.")
 ELSEWHERE = {
@@ -362,7 +361,7 @@ def test_fp8_decode(vector: dict) -> None:
     codes = torch.arange(256, dtype=torch.uint8)[None]
     q = tritonq.QTensor.from_tensors("fp8_e4m3.tensor", (1, 256), torch.float32, {"packed": codes, "scale": torch.ones(1, 1)})
     decoded = q.dequantize()[0].tolist()
-    assert [c for c in range(256) if math.isnan(record[c])] == [127, 255] and not math.isnan(sum(decoded))
+    assert [c for c in range(256) if math.isnan(record[c])] == [c for c in range(256) if math.isnan(decoded[c])] == [127, 255]
     assert all(_hex([decoded[c]]) == _hex([record[c]]) for c in range(256) if c not in (127, 255))  # hex: -0 is not 0
 
 
@@ -497,7 +496,7 @@ def test_every_vector_is_accounted_for() -> None:
     assert sum(map(len, parts)) == len(BY_ID) == len(VECTORS), "a vector is in two lists"
     assert set(RECOMPUTED) | set(PARTIAL) <= RUN_HERE and not set(RECOMPUTED) & set(PARTIAL)
     verbatim = RUN_HERE - set(RECOMPUTED) - set(PARTIAL)
-    assert (len(verbatim), len(PARTIAL), len(RECOMPUTED), len(elsewhere), len(OUT_OF_SCOPE)) == (66, 4, 25, 37, 9)
+    assert (len(verbatim), len(PARTIAL), len(RECOMPUTED), len(elsewhere), len(OUT_OF_SCOPE)) == (67, 3, 25, 37, 9)
 
 
 @pytest.mark.parametrize("file", ELSEWHERE)
