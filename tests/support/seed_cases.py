@@ -37,7 +37,8 @@ def zero_points(shape: tuple[int, ...]) -> torch.Tensor:
 def _granularities() -> Iterator[tuple[str, dict, tuple[int, ...], tuple[int, ...] | None]]:
     """(name, descriptor fields, tensor shape, scale shape)."""
     yield "PerTensor", {"numel": 1003}, (17, 59), None
-    for axis, shape in ((0, (5, 300)), (1, (7, 130)), (-1, (3, 5, 7, 11)), (1, (3, 5, 7, 2)), (2, (2, 3, 70, 3)), (-2, (3, 6, 9)), (0, (19,))):
+    shapes = ((0, (5, 300)), (1, (7, 130)), (-1, (3, 5, 7, 11)), (1, (3, 5, 7, 2)), (2, (2, 3, 70, 3)), (-2, (3, 6, 9)), (0, (19,)))
+    for axis, shape in shapes:
         yield "PerChannel", {"shape": shape, "axis": axis}, shape, (shape[axis],)
     for n, d in ((33, 70), (3, 2500)):
         yield "PerToken", {"n": n, "d": d}, (n, d), (n,)
@@ -67,7 +68,9 @@ def affine(dtype: torch.dtype, code_dtype: torch.dtype) -> Iterator[tuple[str, P
             yield f"{kind} {where}", getattr(P, f"{kind}Plan").select(None, desc), getattr(P, f"{kind}Args")(**args)
     desc = P.FakeQuantizeDescriptor(numel=1003, q_min=low, q_max=high, input_dtype=dtype)
     x, dy = values((1003,), dtype), torch.randn(1003).to(dtype)
-    yield "FakeQuantize", P.FakeQuantizePlan.select(None, desc), P.FakeQuantizeArgs(input=x, scale=0.3, zero_point=7)
+    for zero_point, scale in ((7, 0.3), (2**24 + 3, 1.0)):  # float32 has no 2**24 + 3, but has its distance to the codes
+        args = P.FakeQuantizeArgs(input=x, scale=scale, zero_point=zero_point)
+        yield f"FakeQuantize zero point {zero_point}", P.FakeQuantizePlan.select(None, desc), args
     yield (
         "FakeQuantizeBackward",
         P.FakeQuantizeBackwardPlan.select(None, desc),

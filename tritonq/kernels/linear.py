@@ -35,7 +35,7 @@ def w8a8_linear(
         weight = tl.load(
             weight_ptr + (at * weight_col)[:, None] + (col * weight_row)[None, :], mask=(at < k)[:, None] & (col < n)[None, :], other=0
         )
-        total = tl.dot(act, weight, total)
+        total = tl.dot(act, weight, total, out_dtype=tl.int32)
     act_scale = tl.load(act_scale_ptr + row * act_scale_step, mask=row < m, other=0.0).to(COMPUTE)
     weight_scale = tl.load(weight_scale_ptr + col, mask=col < n, other=0.0).to(COMPUTE)
     value = (act_scale[:, None] * weight_scale[None, :]) * total.to(COMPUTE)
