@@ -66,7 +66,7 @@ class PrecisionGuarantee:
 
     ``bitwise``: equal, bit for bit, to ``tritonq.reference``. Otherwise
     ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + output_tiny`` elementwise (see :meth:`bound`), as long as
-    the result does not overflow its dtype.
+    the result does not overflow its dtype. For float zero schemes ``|w_hat|`` reads ``|scale * code| + |zero_point|``, which may cancel.
     """
 
     math_precision: str  # "float32" or "float64"
@@ -81,6 +81,10 @@ class PrecisionGuarantee:
     def bound(self, x: torch.Tensor, q) -> torch.Tensor:
         """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise."""
         weight = q.dequantize(torch.float64).abs()
+        if q.scheme.float_zero:
+            (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape
+            zero = q.zero_point.to(torch.float64).abs().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+            weight += 2 * zero  # |scale * code| <= |w_hat| + |zero_point|
         magnitude = x.to(torch.float64).abs() @ weight.T
         return (self.relative + self.output_eps) * magnitude + self.output_tiny
 
