@@ -20,7 +20,7 @@ def backend(device: torch.device | str | None = None) -> str:
     ``TRITONQ_BACKEND`` = ``auto`` | ``reference`` | ``triton`` overrides the choice.
 
     Raises:
-        InvalidProblemError: ``TRITONQ_BACKEND`` holds another word, or asks for Triton where it is not installed.
+        InvalidProblemError: ``TRITONQ_BACKEND`` holds another word, or asks for Triton where it is not installed; ``device`` names none.
 
     Example:
         >>> backend("cpu") in ("reference", "interpreter", "triton")
@@ -33,11 +33,15 @@ def backend(device: torch.device | str | None = None) -> str:
         raise InvalidProblemError("TRITONQ_BACKEND=triton, but Triton is not installed; pip install triton or unset the variable")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
     if choice == "reference" or triton is None:
         return "reference"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "interpreter"
-    return "triton" if choice == "triton" or torch.device(device).type != "cpu" else "reference"
+    return "triton" if choice == "triton" or device.type != "cpu" else "reference"
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager:

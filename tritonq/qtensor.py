@@ -46,17 +46,17 @@ class QTensor:
         scheme = self.scheme
         if not isinstance(scheme, Scheme):
             raise InvalidProblemError(f"scheme must be a Scheme, got {type(scheme).__name__}; use Scheme.parse")
-        if len(self.shape) != 2 or any(not isinstance(d, int) or d < 0 for d in self.shape):
-            raise InvalidProblemError(f"shape must be two non-negative integers (N, K), got {self.shape}")
+        if not isinstance(self.shape, tuple) or len(self.shape) != 2 or any(not isinstance(d, int) or d < 0 for d in self.shape):
+            raise InvalidProblemError(f"shape must be two non-negative integers (N, K), got {self.shape!r}")
         if self.dtype not in FLOAT_DTYPES:
             raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}")
         if self.layout not in LAYOUTS:
             raise UnsupportedError(f"unknown layout {self.layout!r}; known layouts: {', '.join(LAYOUTS)}")
         n, k = self.shape
         expected: dict[str, tuple[tuple[int, ...], torch.dtype] | None] = {
-            name: None for name in ("stored_scale", "zero_point", "second_scale", "scale_offset")
-        }
-        expected["packed"] = ((n, scheme.format.row_bytes(k)), torch.uint8)
+            "packed": ((n, scheme.format.row_bytes(k)), torch.uint8),
+            "stored_scale": None, "zero_point": None, "second_scale": None, "scale_offset": None,
+        }  # fmt: skip
         if scheme.has_scale:
             groups = scheme.scale_shape(n, k)
             double = "dq" in scheme.options
@@ -70,6 +70,8 @@ class QTensor:
                 expected["zero_point"] = (groups, scheme.zero_format(self.dtype).dtype if scheme.float_zero else torch.uint8)
         for name, want in expected.items():
             tensor = getattr(self, name)
+            if tensor is not None and not isinstance(tensor, torch.Tensor):
+                raise InvalidProblemError(f"{name} must be a Tensor, got {type(tensor).__name__}")
             got = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
             if got != want:
                 raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype} needs {name} = {want}, got {got}")
@@ -136,6 +138,8 @@ class QTensor:
             device = torch.device(device)
         except (RuntimeError, TypeError) as error:
             raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
         if device == self.device:
             return self
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -152,20 +156,47 @@ class QTensor:
         return self if name == self.layout else replace(self, layout=name)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by its name in a file: ``packed``, ``scale``, ``zero_point``, ``second_scale``, ``scale_offset``; None ones left out."""
+        """Every tensor by its name in a file: packed, scale, zero_point, second_scale, scale_offset; None ones left out."""
         named = {"packed": self.packed, "scale": self.stored_scale, "zero_point": self.zero_point,
                  "second_scale": self.second_scale, "scale_offset": self.scale_offset}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, scheme: Scheme | str, shape: tuple[int, int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]) -> QTensor:
-        """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme."""
+        """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme, and scales must be finite.
+
+        Raises:
+            InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, or a scale is NaN or Inf.
+        """
         known = ("packed", "scale", "zero_point", "second_scale", "scale_offset")
-        if unknown := sorted(set(tensors) - set(known)):
+        if not isinstance(tensors, dict):
+            raise InvalidProblemError(f"tensors must be a dict of {', '.join(known)}, got {type(tensors).__name__}")
+        if unknown := sorted(str(name) for name in set(tensors) - set(known)):
             raise InvalidProblemError(f"unknown tensors {', '.join(unknown)}; a QTensor holds {', '.join(known)}")
         if "packed" not in tensors:
             raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
-        return cls(Scheme.parse(scheme), (int(shape[0]), int(shape[1])), dtype, *(tensors.get(name) for name in known))
+        shape = tuple(shape) if isinstance(shape, list | torch.Size) else shape
+        q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known))
+        for name in known[1:]:
+            tensor = tensors.get(name)
+            if tensor is not None and tensor.dtype != torch.uint8 and not bool(tensor.to(torch.float64).isfinite().all()):
+                raise InvalidProblemError(f"{name} holds NaN or Inf, which would decode to NaN; scales and zero points must be finite")
+        return q
+
+    def __reduce__(self):
+        return _unpickle, ({f.name: _as_bytes(getattr(self, f.name)) for f in fields(self)},)
 
     def __repr__(self) -> str:
-        return f"QTensor({str(self.scheme)!r}, shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device})"
+        facts = f"shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device}"
+        return f"QTensor({str(self.scheme)!r}, {facts})"
+
+
+def _as_bytes(value):
+    """8-bit floats as (bytes, dtype): torch cannot pickle their storage."""
+    eight_bit_float = isinstance(value, torch.Tensor) and value.dtype.itemsize == 1 and value.dtype != torch.uint8
+    return (value.view(torch.uint8), value.dtype) if eight_bit_float else value
+
+
+def _unpickle(state: dict) -> QTensor:
+    pairs = {name: value for name, value in state.items() if isinstance(value, tuple) and isinstance(value[0], torch.Tensor)}
+    return QTensor(**state | {name: stored.view(dtype) for name, (stored, dtype) in pairs.items()})

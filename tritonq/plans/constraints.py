@@ -17,6 +17,8 @@ def valid(desc: Desc) -> Status:
         return Status(f"dtype {dtype_name(desc.dtype)} is not one of {', '.join(map(dtype_name, FLOAT_DTYPES))}; convert with .to()")
     sizes = {"n": desc.n, "k": desc.k} | ({"m": desc.m} if isinstance(desc, MatmulDesc) else {})
     for name, size in sizes.items():
+        if not isinstance(size, int):
+            return Status(f"{name}={size!r} is not a whole number")
         if not 0 <= size <= MAX_DIMENSION:
             return Status(f"{name}={size} is not in 0..{MAX_DIMENSION}; split the matrix")
     if getattr(desc, "layout", "row") not in LAYOUTS:

@@ -142,7 +142,7 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
         >>> print(tritonq.explain(tritonq.QuantizeDesc.of(torch.randn(2, 64), "nf4")).splitlines()[0])
         quantize(n=2, k=64, nf4, float32, cpu-reference)
     """
-    pref = pref or PlanPreference()
+    pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
     lines, chosen = [str(desc)], False
     for entry, status in candidates(desc):
         if status:
