@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.support.schemes import DTYPES, SCHEMES, hostile, same_bits
+from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits
 from tritonq import reference
 from tritonq.scheme import Scheme
 
@@ -21,6 +21,11 @@ def check(scheme, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_sm_90(scheme, dtype, simulator):
+    check(scheme, dtype)
+
+
+@pytest.mark.parametrize("scheme, dtype", EVERY_GEOMETRY)
+def test_sm_90_every_format_and_granularity(scheme, dtype, simulator):
     check(scheme, dtype)
 
 

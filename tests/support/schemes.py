@@ -1,4 +1,7 @@
 """The schemes that whole-operation tests sweep, and data that provokes every rule."""
+import os
+
+import pytest
 import torch
 
 from tritonq.formats import FORMATS
@@ -17,11 +20,15 @@ OPTIONS = {
     "int2": ("g16.narrow",),
     "uint2": ("b2x3.fz",),
 }
-SCHEMES = [
-    *FORMATS,
-    *PRESETS,
-    *(f"{fmt}.{granularity}" for fmt in ("int4", "uint3", "nf4", "fp8_e4m3") for granularity in GRANULARITIES),
-    *(f"{fmt}.{option}" for fmt, options in OPTIONS.items() for option in options),
+# Every way to write a scheme but for format x granularity, which EVERY_GEOMETRY holds.
+SCHEMES = [*FORMATS, *PRESETS, *(f"{fmt}.{option}" for fmt, options in OPTIONS.items() for option in options)]
+_GEOMETRIES = [f"{fmt.name}.{granularity}" for fmt in FORMATS.values() if fmt.max_abs is not None for granularity in GRANULARITIES]
+# The whole product takes most of an hour on two cores; without TRITONQ_TEST_FULL each pair meets one dtype, the dtypes in turn.
+EVERY_GEOMETRY = [
+    pytest.param(scheme, dtype, id=f"{scheme}-{str(dtype).removeprefix('torch.')}")
+    for i, scheme in enumerate(_GEOMETRIES)
+    for j, dtype in enumerate(DTYPES)
+    if os.environ.get("TRITONQ_TEST_FULL") == "1" or (i + i // len(GRANULARITIES)) % len(DTYPES) == j
 ]
 
 
