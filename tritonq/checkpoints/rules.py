@@ -80,7 +80,8 @@ class Rules:
     def _decide(self, entry: Entry, tied: bool) -> Decision:
         name = entry.name
         if not entry.is_float:
-            return Decision(name=name, scheme=None, reason=f"{entry.dtype}: not a 16, 32 or 64-bit float")
+            narrow = entry.dtype[:2] in ("F8", "F6", "F4")
+            return Decision(name=name, scheme=None, reason=f"{entry.dtype}, {'narrow already' if narrow else 'no float'}")
         if any(fnmatchcase(name, glob) for glob in self.exclude):
             return Decision(name=name, scheme=None, reason="excluded by --exclude")
         if not entry.shape:

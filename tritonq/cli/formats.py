@@ -20,10 +20,10 @@ def run(args) -> int:
         return 0
     table(
         "formats and presets",
-        ["name", "code bits>", "default granularity", "bits/weight>", "codes", "scale", "source"],
+        ["name", "bits>", "granularity", "bits/weight>", "codes", "scale", "source~"],
         [[r["name"], r["bits"], r["granularity"], f"{r['bits_per_weight']:.3f}", r["codes"], r["scale"], r["source"]] for r in rows],
     )
-    table("options, as in int4.g64.full", ["option", "meaning"], list(OPTIONS.items()))
+    table("options, as in int4.g64.full", ["option", "meaning~"], list(OPTIONS.items()))
     say("also known: " + ", ".join(f"{alias} = {scheme}" for alias, scheme in ALIASES.items()))
     return 0
 
@@ -38,7 +38,7 @@ def _row(name: str) -> dict:
         "granularity": str(scheme.granularity),
         "bits_per_weight": scheme.bits_per_weight(4096, 4096),
         "codes": f"{low} to {high}" if fmt.is_integer else f"{2**fmt.bits} levels",
-        "scale": (scheme.scale or fmt.scale or "input's dtype") if scheme.has_scale else "none",
+        "scale": (scheme.scale or fmt.scale or "input") if scheme.has_scale else "none",
         "preset": name in PRESETS,
         "source": FORMATS[fmt.name].source,
     }

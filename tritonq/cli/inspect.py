@@ -36,7 +36,7 @@ def run(args) -> int:
         return 0
     table(
         args.path,
-        ["tensor", "shape", "dtype", "scheme", "bits/weight>", "size>"],
+        ["tensor~", "shape", "dtype", "scheme", "bits/weight>", "size>"],
         [
             [r["name"], dimensions(r["shape"]), r["dtype"], r["scheme"] or "-", f"{r['bits_per_weight']:.3f}", format_bytes(r["bytes"])]
             for r in rows

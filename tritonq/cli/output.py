@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,15 +23,16 @@ def print_json(value) -> None:
 
 def say(text: str = "") -> None:
     """Print a line as it is: brackets in names are no markup."""
-    console().print(text, markup=False)
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: list[str], rows: list[list]) -> None:
-    """A table; a column whose name ends in ``>`` is aligned to the right."""
-    result = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    """A table. A column whose name ends in ``>`` is aligned to the right, one that ends in ``~`` folds where the terminal is narrow."""
+    look = {"title_justify": "left", "title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    result = Table(title=title or None, **look)
     for column in columns:
-        right = column.endswith(">")
-        result.add_column(column.removesuffix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+        right, folds = column.endswith(">"), column.endswith("~")
+        result.add_column(column.rstrip(">~"), justify="right" if right else "left", no_wrap=not folds, overflow="fold")
     for row in rows:
         result.add_row(*(str(cell).replace("[", "\\[") for cell in row))
     console().print(result)
@@ -55,7 +57,7 @@ def cosine(row: dict | None) -> str:
 def quality_table(title: str, rows: list[dict]) -> None:
     """A line per quantized weight: how far its decoded values are from the original."""
     cells = [[r["name"], r["scheme"], decibel(r["quality"]), cosine(r["quality"]), f"{r['quality']['max_error']:.3g}"] for r in rows]
-    table(title, ["weight", "scheme", "SQNR>", "cosine>", "largest error>"], cells)
+    table(title, ["weight~", "scheme", "SQNR>", "cosine>", "max error>"], cells)
 
 
 @contextmanager

@@ -47,7 +47,16 @@ def run(args) -> int:
 def show(report: dict, destination: str) -> None:
     """The tables at the end of a job: what was quantized, what was kept and why, the worst layers, the sums."""
     rows, sums = report_rows(report), report["totals"]
-    table("tensors", ["tensors", "count>", "shape", "scheme or reason kept", "size>", "now>", "bits/weight>", "SQNR>"], _grouped(rows))
+    coded = [
+        [name, count, shape, scheme, _bits(members), decibel(min((m["quality"] for m in members), key=_sqnr))]
+        for name, count, shape, scheme, members in _grouped([r for r in rows if r["scheme"]], "scheme")
+    ]
+    table("quantized (bits per weight, SQNR of the worst of n)", ["weights~", "n>", "shape", "scheme", "bits>", "SQNR>"], coded)
+    kept = [
+        [name, count, shape, format_bytes(_after(members)), reason]
+        for name, count, shape, reason, members in _grouped([r for r in rows if not r["scheme"]], "reason")
+    ]
+    table("kept", ["tensors~", "n>", "shape", "size>", "why~"], kept)
     quantized = sorted((r for r in rows if r["scheme"]), key=lambda r: _sqnr(r["quality"]))
     quality_table("worst layers", quantized[:_WORST])
     bad = [r for r in quantized if r["quality"]["nonfinite"]]
@@ -65,28 +74,25 @@ def show(report: dict, destination: str) -> None:
     say(f"{format_bytes(before)} -> {format_bytes(after)}{ratio} in {report['seconds']:.1f} s: {destination}")
 
 
-def _grouped(rows: list[dict]) -> list[list]:
-    """One line for tensors that differ only in their layer's number and agree in shape and fate."""
+def _grouped(rows: list[dict], fate: str) -> list[tuple[str, int, str, str, list[dict]]]:
+    """``(name, count, shape, row[fate], rows)`` of tensors that differ only in their layer's number and agree in shape and fate."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row["name"])
-        groups.setdefault((pattern, tuple(row["shape"]), row["scheme"], row["reason"]), []).append(row)
-    lines = []
-    for (pattern, shape, scheme, reason), members in groups.items():
-        qualities = [m["quality"] for m in members if m["quality"]]
-        worst = min(qualities, key=_sqnr) if qualities else None
-        bits = members[0]["bits_per_weight"]
-        lines.append([
-            pattern if len(members) > 1 else members[0]["name"],
-            len(members),
-            dimensions(shape),
-            scheme or f"kept: {reason}",
-            format_bytes(sum(m["bytes_before"] for m in members)),
-            format_bytes(sum(m["bytes_after"] for m in members)),
-            f"{bits:.3f}" if scheme and bits is not None else "-",
-            decibel(worst),
-        ])  # fmt: skip
-    return sorted(lines, key=lambda line: line[3].startswith("kept"))
+        groups.setdefault((pattern, tuple(row["shape"]), row[fate]), []).append(row)
+    return [
+        (pattern if len(members) > 1 else members[0]["name"], len(members), dimensions(list(shape)), word, members)
+        for (pattern, shape, word), members in groups.items()
+    ]
+
+
+def _bits(members: list[dict]) -> str:
+    bits = members[0]["bits_per_weight"]
+    return "-" if bits is None else f"{bits:.3f}"
+
+
+def _after(members: list[dict]) -> int:
+    return sum(member["bytes_after"] for member in members)
 
 
 def _sqnr(quality: dict) -> float:
