@@ -170,7 +170,7 @@ def _show(rows: list[dict]) -> None:
     before = rows[0]["bytes_before"]
     table(
         f"MiniLM-L6, {format_bytes(before)}: {rows[0]['weights_quantized']} Linear weights quantized, embeddings kept",
-        ["scheme~", "bits>", "size>", "SQNR>", "min>", "mean>", "ref min>", "ref mean>", "agrees"],
+        ["scheme~", "bits>", "size>", "SQNR>", "min>", "mean>", "ref min>", "ref mean>", "ok"],
         [
             [
                 row["scheme"],
@@ -185,7 +185,7 @@ def _show(rows: list[dict]) -> None:
             for row in rows
         ],
     )
-    say(f"bits: per weight; min, mean: cosine of {len(SENTENCES)} sentence embeddings with the original's; agrees: within {TOLERANCE} of")
+    say(f"bits: per weight; min, mean: cosine of {len(SENTENCES)} sentence embeddings with the original's; ok: within {TOLERANCE} of")
     say("ref, the reference measurement: the same weights decoded by bitsandbytes 0.50.2 (nf4) or torchao 0.18.0, whose int4 is")
     say("what int4.g32.full is here")
 
