@@ -267,7 +267,7 @@ ALIASES = {
     "W4A16": "int4.g128.full",
     "A16W4": "int4.g128.full",
     "W8A8": "int8.channel.full",
-    "W8A16": "int8.channel.full",
+    "W8A16": "int8.g128.full",
     "W4A16_ASYM": "uint4.g128",
     "FP8": "fp8_e4m3.tensor",
     "FP8_BLOCK": "fp8_e4m3.b128x128",
