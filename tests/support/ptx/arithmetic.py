@@ -124,6 +124,16 @@ def _high(a: np.ndarray, b: np.ndarray, bits: int) -> np.ndarray:
     return ((a.astype(wide) * b.astype(wide)) >> wide(bits)).astype(a.dtype)
 
 
+def _integer_pairs(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
+    """min, max and add of two 16-bit halves, which nothing carries between."""
+    functions = {"min": np.minimum, "max": np.maximum, "add": np.add}
+    if instruction.kind not in functions:
+        raise PtxError(f"{instruction.kind}.{instruction.type} is not modelled")
+    dtype = SIGNED[16] if instruction.signed else UNSIGNED[16]
+    a, b = (machine.read(operand, 32).view(dtype) for operand in instruction.operands[1:])
+    machine.write(instruction.operands[0], functions[instruction.kind](a, b).view(UNSIGNED[32]), active)
+
+
 def integer_operation(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
     bits, name = instruction.bits, instruction.kind
     if instruction.has("wide"):
@@ -131,6 +141,9 @@ def integer_operation(machine: Machine, instruction: Instruction, active: np.nda
         return
     if instruction.has("sat", "cc"):
         raise PtxError("saturation and carries are not modelled")
+    if instruction.type in ("s16x2", "u16x2"):
+        _integer_pairs(machine, instruction, active)
+        return
     values = [integers(machine, instruction, operand) for operand in instruction.operands[1:]]
     if name in ("mul", "mad"):
         result = _high(values[0], values[1], bits) if instruction.has("hi") else values[0] * values[1]

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 
-_SMALL = {"pred": 1, "bf16": 16, "f16x2": 32, "bf16x2": 32, "f32x2": 64, "e4m3x2": 16, "e5m2x2": 16, "tf32": 32}
+_SMALL = {"pred": 1, "bf16": 16, "f16x2": 32, "bf16x2": 32, "s16x2": 32, "u16x2": 32, "f32x2": 64, "e4m3x2": 16, "e5m2x2": 16, "tf32": 32}
 _TOKEN = re.compile(
     r"""\s*(?:
       (?P<label>\$?[A-Za-z_][\w$]*):(?!:)
