@@ -128,6 +128,8 @@ class QuantizePerTensorPlan(_Quantize):
     Rounded first, then added, saturating; NaN codes as zero, +-Inf at the ends; computed in float32 (float64 for float64).
 
     Example:
+        >>> import torch
+        >>> from tritonq.plans import QuantizePerTensorArgs, QuantizePerTensorDescriptor
         >>> desc = QuantizePerTensorDescriptor(numel=4, q_min=-128, q_max=127)
         >>> plan = QuantizePerTensorPlan.select(None, desc)
         >>> plan.run(None, None, QuantizePerTensorArgs(input=torch.tensor([0.5, 1.5, -9e9, 1.0]), scale=1.0, zero_point=3)).tolist()

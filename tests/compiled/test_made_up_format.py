@@ -1,0 +1,43 @@
+"""The made-up format compiled: its PTX gives the reference's bits, and the compiler's report is clean on every architecture."""
+import pytest
+import torch
+
+import tritonq
+from tests.compiled import test_every_scheme
+from tests.support import survey
+from tests.support.made_up import SCHEMES, registered
+from tests.support.schemes import DTYPES
+
+
+@pytest.fixture(autouse=True)
+def sq4():
+    with registered() as fmt:
+        yield fmt
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_sm_90(scheme, dtype, simulator):
+    test_every_scheme.check(scheme, dtype)
+
+
+@pytest.mark.parametrize("simulator", [80], indirect=True)
+def test_sm_80(simulator):
+    test_every_scheme.check("sq4", torch.float16)
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90, 100, 120])
+def test_the_compiler_neither_spills_nor_splits_loads(arch):
+    with survey.launches(arch) as rows:
+        q = tritonq.quantize(torch.empty(64, 4096, dtype=torch.bfloat16), "sq4.g64")
+        tritonq.dequantize(q)
+        tritonq.matmul(torch.empty(16, 4096, dtype=torch.bfloat16), q)
+    names = [name for name, _, _ in rows]
+    assert names == ["quantize_rows", "dequantize_tiles", "matmul_tiles"]
+    for name, report, constants in rows:
+        assert report.spills == 0 and f".target sm_{arch}" in report.ptx, name
+        assert constants["NAME"] == "sq4_g64"
+    assert set(rows[0][1].global_loads) == {128}
+    with survey.launches(arch) as built_in:
+        tritonq.quantize(torch.empty(64, 4096, dtype=torch.bfloat16), "nf4.g64")
+    assert survey.executed(rows[0][1]) <= survey.executed(built_in[0][1])
