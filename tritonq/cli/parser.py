@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from decimal import Decimal, InvalidOperation
 
 
 class UsageError(Exception):
@@ -38,15 +39,15 @@ def decibels(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0, such as ``7000000000``, ``7_000_000_000`` or ``7B`` (K, M, B, T: thousands)."""
+    """A whole number of at least 0, such as ``7000000000``, ``7_000_000_000``, ``7e9`` or ``7B`` (K, M, B, T: thousands)."""
     number, factor = text.strip().replace("_", ""), 1
     if number[-1:].upper() in ("K", "M", "B", "T"):
         factor = 1000 ** ("KMBT".index(number[-1].upper()) + 1)
         number = number[:-1]
-    whole, _, decimals = number.partition(".")
-    if not (whole + decimals).isascii() or not (whole + decimals).isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000 or 7B")
-    value = int(whole + decimals) * factor
-    if value % 10 ** len(decimals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole count; write 7000000000 or 7B")
-    return value // 10 ** len(decimals)
+    try:
+        value = Decimal(number) * factor
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000, 7e9 or 7B") from None
+    if not value.is_finite() or value < 0 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000, 7e9 or 7B")
+    return int(value)

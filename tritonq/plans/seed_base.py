@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..backend import uses_kernels
+from ..backend import current_device, uses_kernels
 from ..errors import InvalidProblemError, UnsupportedError
 from ..kernels import affine as affine_kernels
 from ..kernels import dynamic_range as dynamic_range_kernels
@@ -169,7 +169,9 @@ class SeedPlan:
             raise InvalidProblemError(f"{type(self).__name__} cannot run: {status.reason}")
         if workspace is not None:
             check_workspace(expect_type(workspace, torch.Tensor, "workspace"), self.workspace_size(), type(self).__name__)
-        with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+        device = next(value.device for value in vars(args).values() if isinstance(value, torch.Tensor))
+        on_stream = torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()
+        with torch.no_grad(), current_device(device), on_stream:
             return self._execute(args, workspace)
 
     @property
