@@ -236,13 +236,11 @@ def evidence_table() -> str:
 
 
 def cpu_table() -> str:
-    """benchmarks/results/cpu.csv as a table, or a line that says there is none."""
-    path = ROOT / "benchmarks" / "results" / "cpu.csv"
+    """benchmarks/results/cpu.md without its title, or a line that says there is none."""
+    path = ROOT / "benchmarks" / "results" / "cpu.md"
     if not path.is_file():
         return "No measurement has been committed yet; `make bench-cpu` makes one."
-    with open(path, encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(row for row in file if not row.startswith("#"))
-    return markdown(header, rows)
+    return path.read_text(encoding="utf-8").split("\n", 1)[1].strip()
 
 
 COMMANDS = (

@@ -36,6 +36,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "formats.md"], ids=lambda p: p.name)
 def test_generated_pages_are_current(path):
+    pytest.importorskip("triton", reason="without Triton `tritonq explain` lists no kernels")
     assert path.read_text(encoding="utf-8") == generate.pages()[path], "run `make docs`"
 
 
