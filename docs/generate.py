@@ -265,7 +265,7 @@ def with_sections(text: str, sections: dict[str, str]) -> str:
     """``text`` with what stands between ``<!-- generated: name -->`` and ``<!-- end -->`` replaced by each section."""
     for name, content in sections.items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
+        text, count = pattern.subn(lambda m, content=content: f"{m[1]}\n{content}\n\n{m[2]}", text)
         if count != 1:
             raise ValueError(f"README.md must hold the section {name!r} once, found {count} times")
     return text

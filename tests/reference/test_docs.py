@@ -182,6 +182,10 @@ def test_the_seed_table_has_every_public_name():
         assert hasattr(tritonq, name) or hasattr(tritonq.plans, name)
         rows = [line for line in section.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
         assert rows and all(line.count("::test_") >= 1 for line in rows), name
+        files = {ROOT / file for line in rows for file in re.findall(r"`(tests/\S+?)::", line)}
+        spoken = name.removesuffix("Plan").removesuffix("Backward") if name in plans else name  # plans are built from their kind's name
+        stem = re.sub("^(Quantize|Dequantize)(?=Per)", "", spoken)
+        assert any(stem in file.read_text(encoding="utf-8") for file in files), f"{name} does not occur in {files}"
 
 
 # ---- the layout, read by its description alone
