@@ -109,11 +109,12 @@ def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.conste
 def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int, max_abs: float) -> torch.Tensor:
     """In float64, where every scaling by a power of two is exact: count the units in the last place of the result, rounded once."""
     bias = 2 ** (exponent_bits - 1) - 1
-    mag = u.double().abs().clamp_(max=max_abs)
-    exponent = ((mag.view(torch.int64) >> 52) - 1023).clamp_(min=1 - bias)
-    unit = ((exponent + (1023 - mantissa_bits)) << 52).view(torch.float64)
-    code = mag.div_(unit).round_().int() + ((exponent.int() + (bias - 1)) << mantissa_bits)
-    return code + (torch.signbit(u).int() << (exponent_bits + mantissa_bits))
+    mag = u.abs().clamp_(max=max_abs).double()
+    exponent = (mag.view(torch.int64) >> 52).sub_(1023).clamp_(min=1 - bias)
+    code = exponent.int().add_(bias - 1).bitwise_left_shift_(mantissa_bits)
+    unit = exponent.add_(1023 - mantissa_bits).bitwise_left_shift_(52).view(torch.float64)
+    code += mag.div_(unit).round_().int()
+    return code.add_(torch.signbit(u), alpha=1 << (exponent_bits + mantissa_bits))
 
 
 def decode_minifloat_ref(code: torch.Tensor, exponent_bits: int, mantissa_bits: int, largest: int) -> torch.Tensor:
