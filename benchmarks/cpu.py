@@ -165,9 +165,10 @@ def speed_line(row: dict) -> str:
 
 
 MEMORY_PROGRAM = """
-import resource, sys, torch, tritonq
+import sys, torch, tritonq
 scheme, dtype, n, k = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # ru_maxrss would start from the parent's peak
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 small = tritonq.quantize(torch.randn(8, 512).to(dtype), scheme)
 small.dequantize()
 w = torch.empty(n, k, dtype=dtype).normal_()
@@ -179,6 +180,7 @@ print(w.nbytes, peak() - before, q.nbytes)
 
 def memory_row(scheme: str, dtype: torch.dtype, n: int, k: int) -> dict:
     """Peak memory of one quantize beyond input and output, in a process of its own."""
+    # Linux alone: the peak is read from /proc.
     command = [sys.executable, "-c", MEMORY_PROGRAM, scheme, str(dtype).removeprefix("torch."), str(n), str(k)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "MALLOC_ARENA_MAX": "2"})
     weight, grown, output = map(int, answer.stdout.split())
