@@ -48,13 +48,14 @@ class Granularity:
 
     def group_shape(self, n: int, k: int) -> tuple[int, int]:
         """Rows and columns of one group of an ``[n, k]`` matrix; the last group along each axis may be short."""
-        shape = {"tensor": (n, k), "channel": (1, k), "token": (1, k), "column": (n, 1), "none": (n, k)}.get(self.kind, (self.rows, self.columns))
-        return max(shape[0], 1), max(shape[1], 1)
+        whole = {"tensor": (n, k), "channel": (1, k), "token": (1, k), "column": (n, 1), "none": (n, k)}
+        rows, columns = whole.get(self.kind, (self.rows, self.columns))
+        return max(rows, 1), max(columns, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How a matrix is quantized. Build one with :meth:`parse`; two schemes are equal when they quantize alike.
+    """How a matrix is quantized. Build one with :meth:`parse`; two schemes are equal when their parts are, however spelled.
 
     Attributes:
         format: what a code means.
@@ -94,7 +95,10 @@ class Scheme:
             return cls(**{**_fields(resolved), "spelling": text})
         name, *parts = text.split(".")
         if name in PRESETS or name in ALIASES:
-            raise InvalidProblemError(f"scheme {text!r}: {name} fixes its group size, scale and rounding, so {'.'.join(parts)!r} cannot be added; use {name!r}")
+            added = ".".join(parts)
+            raise InvalidProblemError(
+                f"scheme {text!r}: {name} fixes its group size, scale and rounding, so {added!r} cannot be added; use {name!r}"
+            )
         if name not in FORMATS:
             known = ", ".join([*FORMATS, *PRESETS, *ALIASES])
             raise InvalidProblemError(f"scheme {text!r}: unknown format {name!r}; known formats and presets: {known}")
@@ -116,10 +120,12 @@ class Scheme:
                 options.append(part)
             else:
                 raise InvalidProblemError(
-                    f"scheme {text!r}: unknown part {part!r}; known granularities: tensor, channel, column, token, g<size>, b<rows>x<columns>; "
+                    f"scheme {text!r}: unknown part {part!r}; "
+                    f"known granularities: tensor, channel, column, token, g<size>, b<rows>x<columns>; "
                     f"known options: {', '.join([*OPTIONS, *_SCALE_OPTIONS])}"
                 )
-        return cls(format=fmt, granularity=granularity or Granularity.parse(fmt.group), scale=scale, options=frozenset(options), spelling=text)
+        granularity = granularity or Granularity.parse(fmt.group)
+        return cls(format=fmt, granularity=granularity, scale=scale, options=frozenset(options), spelling=text)
 
     def __post_init__(self):
         fmt, options, text = self.format, self.options, str(self)

@@ -1,6 +1,5 @@
 """The compiled PTX of the quantize and dequantize kernels, run by the simulator: bit for bit the reference."""
 import pytest
-import torch
 
 import tritonq
 from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits

@@ -33,7 +33,11 @@ def test_gradients(activation):
     x = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
     residual = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *t: tritonq.matmul(t[0], q, bias=t[1], activation=activation, residual=t[2]), (x, bias, residual))
+
+    def fused(x, bias, residual):
+        return tritonq.matmul(x, q, bias=bias, activation=activation, residual=residual)
+
+    assert torch.autograd.gradcheck(fused, (x, bias, residual))
 
 
 def test_gradients_equal_those_of_the_decoded_weight_in_half_precision():

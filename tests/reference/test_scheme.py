@@ -52,7 +52,8 @@ def test_pickle(text):
 
 
 EQUAL = [("nf4", "nf4.g64"), ("int8", "int8.channel"), ("int4.full.s16", "int4.g128.s16.full"), ("mxfp4", "MXFP4"), ("mxfp8", "MXFP8"),
-         ("nvfp4", "NVFP4"), ("W4A16", "A16W4"), ("W4A16", "int4.g128.full"), ("W8A8", "int8.channel.full"), ("W8A16", "int8.g128.full"), ("W4A16_ASYM", "uint4.g128"),
+         ("nvfp4", "NVFP4"), ("W4A16", "A16W4"), ("W4A16", "int4.g128.full"), ("W8A8", "int8.channel.full"),
+         ("W8A16", "int8.g128.full"), ("W4A16_ASYM", "uint4.g128"),
          ("FP8", "fp8_e4m3.tensor"), ("FP8_BLOCK", "fp8_e4m3.b128x128")]  # fmt: skip
 DIFFERENT = [("nf4", "nf4.g32"), ("int4", "int4.full"), ("mxfp4", "fp4_e2m1.g32.se8m0"), ("nvfp4", "fp4_e2m1.g16.se4m3"), ("int4", "uint4")]
 

@@ -64,7 +64,8 @@ def unpack_row(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
     while fields < unit:
         width //= 2
         fields *= 2
-        word = (word | (word << (8 * unit // fields - width))) & _signed(sum(((1 << width) - 1) << (8 * unit // fields * i) for i in range(fields)), unit)
+        mask = sum(((1 << width) - 1) << (8 * unit // fields * i) for i in range(fields))
+        word = (word | (word << (8 * unit // fields - width))) & _signed(mask, unit)
     return _view(word, torch.uint8)[..., :length]
 
 
@@ -77,7 +78,8 @@ def load_code(row_ptr, k, mask, BITS: tl.constexpr):
     """Stored code k of a packed row (``row`` order), int32; pointer and k broadcast. Right for every width, whole bytes or not."""
     if BITS == 16:
         byte = k.to(tl.int64) * 2
-        code = tl.load(row_ptr + byte, mask=mask, other=0).to(tl.int32) | (tl.load(row_ptr + byte + 1, mask=mask, other=0).to(tl.int32) << 8)
+        high = tl.load(row_ptr + byte + 1, mask=mask, other=0).to(tl.int32) << 8
+        code = tl.load(row_ptr + byte, mask=mask, other=0).to(tl.int32) | high
     elif BITS == 8:
         code = tl.load(row_ptr + k, mask=mask, other=0).to(tl.int32)
     else:
@@ -158,7 +160,8 @@ def unpack(packed: torch.Tensor, bits: int, length: int, order: str = "low_first
     axis = -2 if order == "row_pair" else -1
     capacity = packed.shape[axis] * packed.element_size() * 8 // bits
     if not isinstance(length, int) or not 0 <= length <= capacity:
-        raise InvalidProblemError(f"length {length!r} is not in 0..{capacity}, the codes that {tuple(packed.shape)} {packed.dtype} hold at {bits} bits")
+        held = f"the codes that {tuple(packed.shape)} {packed.dtype} hold at {bits} bits"
+        raise InvalidProblemError(f"length {length!r} is not in 0..{capacity}, {held}")
     if order == "row_pair":
         return torch.stack((packed & 15, packed >> 4), -2).flatten(-3, -2)[..., :length, :]
     if order == "low_first":

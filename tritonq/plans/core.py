@@ -154,14 +154,20 @@ def expect_type(value, kind: type | tuple[type, ...], name: str):
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else " ".join(repr(value).split())
-        raise InvalidProblemError(f"{name} must be {'an' if kinds[0] in 'aeioAEIO' else 'a'} {kinds}, got {type(value).__name__} {shown}"[:300])
+        article = "an" if kinds[0] in "aeioAEIO" else "a"
+        raise InvalidProblemError(f"{name} must be {article} {kinds}, got {type(value).__name__} {shown}"[:300])
     return value
 
 
 def expect_dense(value, name: str) -> torch.Tensor:
     """``value`` if it is a tensor whose elements lie in memory; sparse, meta and quantized tensors are refused."""
     tensor = expect_type(value, torch.Tensor, name)
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
-        what = tensor.layout if tensor.layout != torch.strided else "a meta tensor" if tensor.device.type == "meta" else "a torch quantized tensor"
-        raise InvalidProblemError(f"{name} must be a dense tensor with data, got {what} of shape {tuple(tensor.shape)}; make it dense first")
+    kinds = {
+        f"{tensor.layout}": tensor.layout != torch.strided,
+        "a meta tensor": tensor.device.type == "meta",
+        "a torch quantized tensor": tensor.is_quantized,
+    }
+    if what := next((kind for kind, found in kinds.items() if found), None):
+        shape = tuple(tensor.shape)
+        raise InvalidProblemError(f"{name} must be a dense tensor with data, got {what} of shape {shape}; make it dense first")
     return tensor

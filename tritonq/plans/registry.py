@@ -59,5 +59,6 @@ REFERENCE = {
     "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
     "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
-                          launch=lambda desc, config, workspace, x, q, bias, residual: reference.matmul(x, q, bias, desc.activation, residual)),
+                          launch=lambda desc, config, workspace, x, q, bias, residual:
+                              reference.matmul(x, q, bias, desc.activation, residual)),
 }  # fmt: skip

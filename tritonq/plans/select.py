@@ -90,7 +90,8 @@ def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
         if not status:
             rows.append((entry, status))
         elif entry.name == "reference":
-            rows.append((entry, Status(f"the target is {desc.target}; TRITONQ_BACKEND=reference forces plain torch") if kernels else status))
+            forced = Status(f"the target is {desc.target}; TRITONQ_BACKEND=reference forces plain torch")
+            rows.append((entry, forced if kernels else status))
         elif not kernels:
             rows.append((entry, Status(f"the target is {desc.target}; kernels run on a GPU or with TRITON_INTERPRET=1")))
         else:
