@@ -7,6 +7,11 @@ import torch
 
 from .._triton import jit, tl
 
+# Cells of the kernels' search table: round(u * CELL_DENSITY) + 16 for |u| <= 1.068, so 32 cells hold a group and the rounding of its scale.
+_DENSITY, _SLOPE, _MAGIC = 14.5, 4.0, 12582912.0
+CELL_DENSITY, CELL_SLOPE = tl.constexpr(_DENSITY), tl.constexpr(_SLOPE)
+CELL_ORIGIN = tl.constexpr(_MAGIC + 16.0)
+
 
 def midpoints(levels: tuple[float, ...]) -> tuple[float, ...]:
     """Halfway between neighbouring sorted levels, rounded to float32 as bitsandbytes holds them."""
@@ -44,6 +49,49 @@ def lookup16(code, LEVELS: tl.constexpr):
     c = tl.where(two, tl.where(one, LEVELS[11], LEVELS[10]), tl.where(one, LEVELS[9], LEVELS[8]))
     d = tl.where(two, tl.where(one, LEVELS[15], LEVELS[14]), tl.where(one, LEVELS[13], LEVELS[12]))
     return tl.where((code & 8) != 0, tl.where(four, d, c), tl.where(four, b, a)).to(tl.float32)
+
+
+@cache
+def bound_table(bounds: tuple[float, ...]) -> torch.Tensor | None:
+    """float32 [2, 32]: the bound inside each cell (Inf: none), and 1.5 * 2**23 + how many lie in lower cells. None where two share a cell.
+
+    The code of ``u`` is ``below + (u > bound)``. A bound too close to the end of its cell is refused, so the rounding of the cell's
+    number does not matter.
+    """
+    scaled = torch.tensor(bounds, dtype=torch.float64) * _DENSITY
+    cell = scaled.round().int() + 16
+    near_end = (scaled - scaled.round()).abs() > 0.499
+    if near_end.any() or cell.unique().numel() < len(bounds) or int(cell[0]) < 1 or int(cell[-1]) > 30:
+        return None
+    table = torch.full((2, 32), torch.inf)
+    table[0, cell.long()] = torch.tensor(bounds)
+    table[1] = torch.searchsorted(cell, torch.arange(32, dtype=torch.int32)) + _MAGIC
+    return table
+
+
+@cache
+def line_table(bounds: tuple[float, ...], bits: int) -> torch.Tensor | None:
+    """float32 [32] so that round(u * CELL_SLOPE + line[cell]) is the code, for quotients of numbers of ``bits`` significant bits.
+
+    In a cell with a bound the line passes half an integer there, elsewhere it stays near the code. Quotients of short numbers keep a
+    distance from the bounds, so x * (1 / scale) and one rounding do: this is tried for every significand of the scale, with the x on
+    both sides of every bound and of every cell's end. None where it fails.
+    """
+    table = bound_table(bounds)
+    if table is None:
+        return None
+    below, center = (table[1] - _MAGIC).double(), (torch.arange(32) - 16) / _DENSITY
+    line = torch.where(table[0].isinf(), below - _SLOPE * center, below + 0.5 - _SLOPE * table[0].double()).float()
+    ends = (torch.arange(31) - 15.5) / _DENSITY
+    scale = (torch.arange(2 ** (bits - 1), 2**bits) / 2 ** (bits - 1)).double()[:, None, None]
+    target = torch.cat((torch.tensor(bounds), ends)).double()[:, None] * scale
+    unit = torch.exp2(torch.floor(torch.log2(target.abs())) - (bits - 1))
+    x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit
+    inverse = (1.0 / scale).float().double()
+    cell = (x * (inverse * _DENSITY).float().double()).round().int() + 16
+    got = (x * (inverse * _SLOPE) + line.double()[cell.clamp(0, 31).long()]).float().round()
+    want = torch.bucketize((x / scale).float(), torch.tensor(bounds))
+    return line if bool((got == want)[cell.clamp(1, 31) == cell].all()) else None
 
 
 @cache

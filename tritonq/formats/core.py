@@ -33,6 +33,7 @@ class Format:
         affine: a zero point per group, ``level - zero_point``.
         group: granularity when the scheme names none, such as ``"g64"`` or ``"channel"``.
         scale: name of the scale format when the scheme names none; None is the input's dtype (float64 input: fp32).
+        bounds: 15 rising float32 numbers if the code is the number of them strictly below the quotient; lets kernels search by table.
         empty_scale: the scale of a group without range (all zero, NaN or Inf).
         source: paper or specification of the numbers.
     """
@@ -45,6 +46,7 @@ class Format:
     signed: bool = False
     affine: bool = False
     scale: str | None = "fp32"
+    bounds: tuple[float, ...] | None = None
     empty_scale: float = 1.0
     encode: Callable | None = None
     decode: Callable | None = None

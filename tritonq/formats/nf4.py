@@ -21,7 +21,7 @@ def nf4_decode(code):
 
 
 NF4 = register(Format(
-    name="nf4", bits=4, max_abs=1.0, group="g64", empty_scale=0.0,
+    name="nf4", bits=4, max_abs=1.0, group="g64", empty_scale=0.0, bounds=BOUNDS,
     encode=nf4_encode, encode_ref=lambda u: search16_ref(u, BOUNDS),
     decode=nf4_decode, decode_ref=lambda code: lookup_ref(code, LEVELS),
     source="QLoRA (arXiv:2305.14314) appendix E; bitsandbytes functional.get_4bit_type",

@@ -88,6 +88,45 @@ def tensor_scale_from_absmax(absmax):
 
 
 @jit
+def group_parameters(
+    low, high, second,
+    AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, DIVISOR: tl.constexpr, EMPTY_SCALE: tl.constexpr, ROUND_UP: tl.constexpr,
+    MAX_EXPONENT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr,
+    ENCODE_SCALE: tl.constexpr, DECODE_SCALE: tl.constexpr, ENCODE_ZERO: tl.constexpr,
+):  # fmt: skip
+    """Scale and zero point as stored; a symmetric scheme gives its scale twice."""
+    if AFFINE:
+        stored, stored_zero = scale_from_range(low, high, DIVISOR, EMPTY_SCALE, ROUND_UP, FLOAT_ZERO, LOW, HIGH, AWAY,
+                                               ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO)  # fmt: skip
+    else:
+        absmax = tl.maximum(tl.maximum(-low, high), 0.0)
+        stored = scale_from_absmax(absmax, second, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT, ENCODE_SCALE)
+        stored_zero = stored
+    return stored, stored_zero
+
+
+@jit
+def decode_scale(stored, second, COMPUTE: tl.constexpr, DECODE_SCALE: tl.constexpr):
+    """A stored scale as a number in COMPUTE, times the tensor's scale where there is one."""
+    scale = DECODE_SCALE(stored)
+    if second is not None:
+        scale = scale * second
+    return scale.to(COMPUTE)
+
+
+@jit
+def decode_zero(stored, COMPUTE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, DECODE_ZERO: tl.constexpr):
+    """A stored zero point as a number in COMPUTE; 0 where the scheme has none."""
+    if FLOAT_ZERO:
+        zero_point = DECODE_ZERO(stored).to(COMPUTE)
+    elif AFFINE:
+        zero_point = stored.to(COMPUTE)
+    else:
+        zero_point = tl.zeros(stored.shape, COMPUTE)
+    return zero_point
+
+
+@jit
 def encode_value(
     x, scale, zero_point,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr, FLOAT_ZERO: tl.constexpr,

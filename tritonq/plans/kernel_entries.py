@@ -36,7 +36,7 @@ if triton is not None:
         return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, second, offset)
 
     def _config(desc: QuantizeDesc) -> dict[str, int]:
-        return quantize_kernels.config(desc.scheme, desc.n, desc.k)
+        return quantize_kernels.config(desc.scheme, desc.n, desc.k, desc.dtype)
 
     def _always(desc: Desc) -> Status:
         return OK
