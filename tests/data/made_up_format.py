@@ -1,9 +1,9 @@
-"""sq4: a made-up 4-bit code book whose levels grow as squares; scale = absmax."""
+"""sq4: a made-up 4-bit code book whose steps grow with distance from zero; scale = absmax."""
 from tritonq._triton import jit, tl
 from tritonq.formats.codebook import lookup16, lookup_ref, midpoints, search16, search16_ref
 from tritonq.formats.core import Format, register
 
-LEVELS = tuple(i / 64 for i in (-64, -47, -33, -21, -12, -5, -1, 0, 1, 4, 9, 16, 25, 36, 49, 64))
+LEVELS = tuple(i / 64 for i in (-64, -48, -35, -25, -17, -10, -5, 0, 5, 10, 16, 23, 31, 40, 51, 64))
 BOUNDS = midpoints(LEVELS)
 _LEVELS, _BOUNDS = tl.constexpr(LEVELS), tl.constexpr(BOUNDS)
 
@@ -19,8 +19,8 @@ def sq4_decode(code):
 
 
 SQ4 = register(Format(
-    name="sq4", bits=4, max_abs=1.0, group="g64", empty_scale=0.0,
+    name="sq4", bits=4, max_abs=1.0, group="g64", empty_scale=0.0, bounds=BOUNDS,
     encode=sq4_encode, encode_ref=lambda u: search16_ref(u, BOUNDS),
     decode=sq4_decode, decode_ref=lambda code: lookup_ref(code, LEVELS),
-    source="made up: rounded squares of -7/7 to 8/8",
+    source="made up: steps of 5/64 to 16/64",
 ))  # fmt: skip
