@@ -1,4 +1,6 @@
 """fp16: IEEE binary16 without a scale; magnitudes above 65504 saturate."""
+import torch
+
 from .._triton import jit, tl  # noqa: F401  (Triton's interpreter looks for tl among a device function's globals)
 from .minifloat import minifloat_format
 from .numerics import decode_minifloat, encode_minifloat
@@ -15,6 +17,6 @@ def fp16_decode(code):
 
 
 FP16 = minifloat_format(
-    name="fp16", exponent_bits=5, mantissa_bits=10, max_abs=65504.0, largest=0x7BFF, scaled=False, group="none",
+    name="fp16", exponent_bits=5, mantissa_bits=10, dtype=torch.float16, max_abs=65504.0, largest=0x7BFF, scaled=False, group="none",
     encode=fp16_encode, decode=fp16_decode, source="IEEE 754-2019 binary16",
 )  # fmt: skip
