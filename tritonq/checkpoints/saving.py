@@ -9,6 +9,7 @@ from ..errors import InvalidProblemError
 from ..qtensor import QTensor
 from .checkpoint import open as open_checkpoint
 from .native import MANIFEST, Record, header_metadata, manifest, stored_names, to_tensors
+from .tensorfile import checked_path
 from .writer import write_json, write_tensors
 
 
@@ -22,11 +23,13 @@ def save(model_or_tensors, path: str | Path) -> None:
         >>> import torch, tritonq
         >>> tritonq.save({"w": tritonq.quantize(torch.randn(64, 64), "nf4")}, "w.safetensors")  # doctest: +SKIP
     """
-    named = _named_tensors(model_or_tensors)
+    path, named = checked_path(path), _named_tensors(model_or_tensors)
     records, tensors = {}, {}
     for name, value in named.items():
         if not isinstance(name, str) or not isinstance(value, (QTensor, torch.Tensor)):
             raise InvalidProblemError(f"save takes text -> QTensor or torch.Tensor, got {name!r} -> {type(value).__name__}"[:300])
+        if name == "__metadata__":
+            raise InvalidProblemError("a tensor is called '__metadata__', which safetensors files keep for themselves; rename it")
         if isinstance(value, QTensor):
             value = value.relayout("row")
             records[name] = Record(scheme=str(value.scheme), shape=tuple(value.shape), dtype=value.dtype)
@@ -37,7 +40,6 @@ def save(model_or_tensors, path: str | Path) -> None:
         if clash is not None:
             raise InvalidProblemError(f"weight {name!r} is stored as {clash!r} too, and another tensor has that name; rename one")
         tensors |= parts
-    path = Path(path)
     folder = None if path.suffix == ".safetensors" else path
     (folder or path.parent).mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors" if folder else path, tensors, header_metadata({}, records))

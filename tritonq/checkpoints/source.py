@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .tensorfile import Entry, TensorFile, open_file, read_json, shorten
+from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json, shorten
 
 INDEX_SUFFIX = ".safetensors.index.json"
 JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
@@ -71,7 +71,7 @@ class Source:
 
 def open_source(path: str | Path) -> Source:
     """Open the checkpoint at ``path`` (a ``.safetensors`` file, an index, or a folder) and validate headers and index."""
-    path = Path(path)
+    path = checked_path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     if path.is_dir():

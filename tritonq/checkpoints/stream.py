@@ -17,7 +17,7 @@ from .native import MANIFEST, METADATA_KEY, Record, header_metadata, manifest, q
 from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
 from .source import Source, open_source
-from .tensorfile import DTYPES, Entry, TensorFile
+from .tensorfile import DTYPES, Entry, TensorFile, checked_path
 from .writer import FileWriter, write_atomic, write_json
 
 Progress = Callable[[int, int, str], None]
@@ -43,7 +43,7 @@ def quantize_checkpoint(
         CheckpointError: a malformed source, one that is quantized already, nothing to quantize, or a ``dst`` that holds something else.
         InvalidProblemError: an unknown scheme, or a pattern that matches nothing.
     """
-    started = time.monotonic()
+    started, dst = time.monotonic(), checked_path(dst)
     source = open_source(src)
     rules = Rules.parse(schemes, include, exclude)
     _refuse_quantized(source)
@@ -52,7 +52,7 @@ def quantize_checkpoint(
     if not any(d.scheme for d in decisions.values()):
         raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
     _refuse_clashes(source, decisions)
-    dst = _destination(source, Path(dst))
+    dst = _destination(source, dst)
     with locked(dst):
         journal = Journal.open(dst, identity(source, rules), overwrite=overwrite)
         return _run(source, dst, decisions, journal, progress or (lambda *_: None), started)

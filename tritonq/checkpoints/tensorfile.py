@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError, InvalidProblemError, UnsupportedError
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 
@@ -129,9 +129,18 @@ class TensorFile:
         return buffer.view(dtype).reshape(shape)
 
 
+def checked_path(path: str | os.PathLike) -> Path:
+    """``path`` as a Path. An empty text, which pathlib takes for the current folder, is refused like anything that is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidProblemError(f"a path is text or os.PathLike, got {type(path).__name__} {path!r}"[:200])
+    if path == "":
+        raise InvalidProblemError("a path is empty; write '.' for the current folder")
+    return Path(path)
+
+
 def open_file(path: str | Path) -> TensorFile:
     """Open and validate the safetensors file at ``path``; CheckpointError names the file, the rule and the value."""
-    path = Path(path)
+    path = checked_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
     try:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..backend import backend
 from ..errors import TritonQError
 from . import demo, explain, formats, inspect, plan, quantize, verify
 from .parser import Parser, UsageError
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (``--help`` exits by itself, with 0)."""
     try:
         args = build_parser().parse_args(argv)
+        if backend("cpu") == "triton":
+            raise UsageError("TRITONQ_BACKEND=triton compiles kernels for the CPU tensors of a file, which no GPU can read; unset it")
         status = args.run(args)
         sys.stdout.flush()
         return status
