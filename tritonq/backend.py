@@ -26,7 +26,7 @@ def backend(device: torch.device | str | None = None) -> str:
         >>> backend("cpu") in ("reference", "interpreter", "triton")
         True
     """
-    choice = os.environ.get("TRITONQ_BACKEND", "auto")
+    choice = os.environ.get("TRITONQ_BACKEND") or "auto"
     if choice not in _CHOICES:
         raise InvalidProblemError(f"TRITONQ_BACKEND={choice!r} is not one of {', '.join(_CHOICES)}")
     if choice == "triton" and triton is None:

@@ -52,7 +52,7 @@ class Nf4Quantizer:
             InvalidProblemError: nothing to encode, more than one dimension, a length that is no multiple of the block.
         """
         q = self._quantize(self._flat(x))
-        return q.packed[0], q.scale[0]
+        return q.packed.flatten(), q.scale.flatten()
 
     def decode(self, packed: torch.Tensor | Sequence[int], absmax: torch.Tensor | Sequence[float]) -> torch.Tensor:
         """(packed uint8 ``[n / 2]``, absmax ``[n / block_size]``) -> float32 ``[n]``.
@@ -71,18 +71,24 @@ class Nf4Quantizer:
             raise InvalidProblemError(f"absmax must be finite and not negative, got {bad}")
         if packed.device != absmax.device:
             raise InvalidProblemError(f"packed is on {packed.device}, absmax on {absmax.device}; move one with .to()")
-        q = QTensor.from_tensors(self._scheme, (1, n), torch.float32, {"packed": packed[None], "scale": absmax[None]})
-        return ops.dequantize(q)[0]
+        rows = self._rows(n)
+        tensors = {"packed": packed.reshape(rows, -1), "scale": absmax.reshape(rows, -1)}
+        return ops.dequantize(QTensor.from_tensors(self._scheme, (rows, n // rows), torch.float32, tensors)).flatten()
 
     def quantization_mse(self, x: torch.Tensor | Sequence[float]) -> float:
         """Mean squared error of encode and decode over the finite elements, summed in float64; 0 where there is none."""
         x = self._flat(x)
         finite = x.isfinite()
-        error = torch.where(finite, self._quantize(x).dequantize(torch.float32).double()[0] - x.double(), 0)
+        error = torch.where(finite, self._quantize(x).dequantize(torch.float32).flatten().double() - x.double(), 0)
         return (error.square().sum() / finite.sum().clamp(min=1)).item()
 
     def _quantize(self, x: torch.Tensor) -> QTensor:
-        return ops.quantize(x[None], self._scheme)
+        return ops.quantize(x.reshape(self._rows(x.numel()), -1), self._scheme)
+
+    def _rows(self, n: int) -> int:
+        """Rows of whole blocks, because a matrix of one row cannot be worked through row by row in little memory."""
+        blocks = n // self.block_size
+        return blocks // next(width for width in range(min(blocks, 1024), 0, -1) if blocks % width == 0)
 
     def _flat(self, x: torch.Tensor | Sequence[float]) -> torch.Tensor:
         x = x.detach() if isinstance(x, torch.Tensor) else _tensor(x, torch.float32, "x")

@@ -58,7 +58,7 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         [[7.0, -3.0]]
     """
     if dtype is not None and dtype not in FLOAT_DTYPES:
-        raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+        raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
     return select(DequantizeDesc.of(q, dtype)).run(q)
 
 

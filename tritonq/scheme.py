@@ -37,9 +37,9 @@ class Granularity:
         """``"g64"``, ``"b128x128"``, ``"channel"``, ...; None where ``text`` is no granularity."""
         if text in ("tensor", "channel", "column", "token", "none"):
             return cls(text)
-        if match := re.fullmatch(r"g(\d+)", text):
+        if match := re.fullmatch(r"g([0-9]+)", text):
             return cls("group", 1, int(match[1]))
-        if match := re.fullmatch(r"b(\d+)x(\d+)", text):
+        if match := re.fullmatch(r"b([0-9]+)x([0-9]+)", text):
             return cls("block", int(match[1]), int(match[2]))
         return None
 
@@ -47,10 +47,10 @@ class Granularity:
         return {"group": f"g{self.columns}", "block": f"b{self.rows}x{self.columns}"}.get(self.kind, self.kind)
 
     def group_shape(self, n: int, k: int) -> tuple[int, int]:
-        """Rows and columns of one group of an ``[n, k]`` matrix; the last group along each axis may be short."""
+        """Rows and columns of one group, at most those of the ``[n, k]`` matrix; the last group along each axis may be short."""
         whole = {"tensor": (n, k), "channel": (1, k), "token": (1, k), "column": (n, 1), "none": (n, k)}
         rows, columns = whole.get(self.kind, (self.rows, self.columns))
-        return max(rows, 1), max(columns, 1)
+        return max(min(rows, n), 1), max(min(columns, k), 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ REFUSED = {
     "no scheme": (lambda: quantize(X, None), "a scheme is a Scheme or a text such as 'nf4.g64', got NoneType None"),
     "decode a tensor": (lambda: dequantize(X), "q must be a QTensor, got Tensor of shape (2, 64)"),
     "decode to int": (lambda: dequantize(Q, torch.int32), "dtype must be float16, bfloat16, float32 or float64, got torch.int32"),
-    "decode to text": (lambda: dequantize(Q, "float32"), "dtype must be float16, bfloat16, float32 or float64, got float32"),
+    "decode to text": (lambda: dequantize(Q, "float32"), "dtype must be float16, bfloat16, float32 or float64, got 'float32'"),
     "decode to fp8": (lambda: Q.dequantize(torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
     "K": (lambda: matmul(torch.randn(2, 63), Q), "x has shape (2, 63); its last dimension must be K=64 of the weight [N, K] = (4, 64)"),
     "x scalar": (lambda: matmul(torch.tensor(1.0), Q), "x has shape (); its last dimension must be K=64"),

@@ -159,7 +159,7 @@ def unpack(packed: torch.Tensor, bits: int, length: int, order: str = "low_first
         raise InvalidProblemError(f"order {order!r} packs into {want}, got {packed.dtype}")
     axis = -2 if order == "row_pair" else -1
     capacity = packed.shape[axis] * packed.element_size() * 8 // bits
-    if not isinstance(length, int) or not 0 <= length <= capacity:
+    if type(length) is not int or not 0 <= length <= capacity:
         held = f"the codes that {tuple(packed.shape)} {packed.dtype} hold at {bits} bits"
         raise InvalidProblemError(f"length {length!r} is not in 0..{capacity}, {held}")
     if order == "row_pair":
@@ -182,7 +182,7 @@ def unpack(packed: torch.Tensor, bits: int, length: int, order: str = "low_first
 def _check(bits: int, order: str, tensor: torch.Tensor, what: str) -> None:
     if order not in ORDERS:
         raise InvalidProblemError(f"unknown order {order!r}; known orders: {', '.join(ORDERS)}")
-    if bits not in (2, 3, 4, 8):
+    if type(bits) is not int or bits not in (2, 3, 4, 8):
         raise InvalidProblemError(f"bits={bits!r} cannot be packed; bits must be 2, 3, 4 or 8")
     if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise InvalidProblemError(f"{what} must be an integer tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
