@@ -74,7 +74,7 @@ def matmul_tiles(
 def config(m: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float64:
         return {"BLOCK_M": 2, "BLOCK_N": 16, "BLOCK_K": 64, "num_warps": 4}
-    return {"BLOCK_M": 16 if m <= 16 else 32, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4}
+    return {"BLOCK_M": 16 if m <= 16 else 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4}
 
 
 def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
