@@ -197,6 +197,11 @@ def compile_kernel(
         aligned |= pointers
     attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in aligned and name not in constexprs}
     kernel = compile_source(fn, signature, constexprs, attrs, arch, options)
+    return report_of(kernel, arch)
+
+
+def report_of(kernel, arch: int | str) -> Report:
+    """The report of one of Triton's compiled kernels."""
     common = {"arch": arch, "ttgir": kernel.asm["ttgir"], "shared": kernel.metadata.shared, "num_warps": kernel.metadata.num_warps}
     if isinstance(arch, int):
         cubin = kernel.asm["cubin"]

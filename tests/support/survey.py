@@ -12,7 +12,7 @@ from . import codegen, simulator
 
 
 @contextlib.contextmanager
-def launches(arch: int = 90) -> Iterator[list[tuple[str, codegen.Report, dict]]]:
+def launches(arch: int | str = 90) -> Iterator[list[tuple[str, codegen.Report, dict]]]:
     """Collects (kernel name, compile report, compile-time arguments) of every launch inside the block. Results are uninitialised."""
     rows: list[tuple[str, codegen.Report, dict]] = []
 
@@ -22,9 +22,7 @@ def launches(arch: int = 90) -> Iterator[list[tuple[str, codegen.Report, dict]]]
         bound.apply_defaults()
         spec = simulator._specialise(self, dict(bound.arguments))
         kernel = codegen.compile_source(self, spec.signature, spec.constexprs, spec.attrs, arch, options)
-        cubin = kernel.asm["cubin"]
-        report = codegen.Report(arch=arch, ttgir=kernel.asm["ttgir"], shared=kernel.metadata.shared, num_warps=kernel.metadata.num_warps,
-                                ptx=kernel.asm["ptx"], cubin=cubin, **codegen._cuda_resources(cubin))  # fmt: skip
+        report = codegen.report_of(kernel, arch)
         rows.append((self.__name__, report, {**spec.constexprs, **options}))
 
     real, environment = JITFunction.run, os.environ.get("TRITONQ_BACKEND")
@@ -34,6 +32,17 @@ def launches(arch: int = 90) -> Iterator[list[tuple[str, codegen.Report, dict]]]
     finally:
         JITFunction.run = real
         os.environ.pop("TRITONQ_BACKEND") if environment is None else os.environ.__setitem__("TRITONQ_BACKEND", environment)
+
+
+def elements(constants: dict) -> int:
+    """Weights of one program of a kernel, from its compile-time arguments."""
+    columns = constants["BLOCK_G"] * constants["GROUP"] if "BLOCK_G" in constants else constants["BLOCK_K"]
+    return constants["BLOCK_N"] * columns
+
+
+def per_element(report: codegen.Report, constants: dict) -> float:
+    """Instructions per weight: those that a thread executes by the weights that it handles. A loop counts as one pass."""
+    return executed(report) * 32 * report.num_warps / elements(constants)
 
 
 def executed(report: codegen.Report) -> int:

@@ -1,0 +1,79 @@
+"""What the schemes launch, compiled for every architecture: no spills, wide memory accesses, exact arithmetic, instruction budgets."""
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+
+import tritonq
+from tests.support import survey
+from tests.support.report import NUMBERS, PATH, measured, page
+from tritonq.formats import FORMATS
+from tritonq.scheme import PRESETS, Scheme
+
+DEFAULTS = [*FORMATS, *(name for name in PRESETS if name == name.lower())]
+MAIN = ("int4", "nf4", "mxfp4", "fp8_e4m3")
+OTHERS = (80, 89, 100, 120)
+# sm_90 sees everything, the other architectures the main schemes and the rest in turns.
+CASES = [(scheme, 90, torch.bfloat16) for scheme in DEFAULTS]
+CASES += [(scheme, 90, torch.float32) for scheme in DEFAULTS[::2]]
+CASES += [(scheme, arch, torch.bfloat16) for j, arch in enumerate(OTHERS) for scheme in dict.fromkeys((*MAIN[j % 2 :: 2], *DEFAULTS[j::6]))]
+# What is not IEEE: approximations, and sums and products without a rounding mode, which ptxas may contract to one rounding.
+INEXACT = re.compile(r"\b(div\.full|div\.approx|rcp\.approx|ex2\.approx|(add|sub|mul)(\.ftz)?\.f(16|32|64))\b.*")
+newest = pytest.mark.skipif(not triton.__version__.startswith(NUMBERS), reason=f"the figures are those of Triton {NUMBERS}")
+
+
+def launched(scheme, dtype, arch, shape=(4096, 14336)):
+    """(name, report, constants) of quantize, dequantize and matmul."""
+    with survey.launches(arch) as rows:
+        q = tritonq.quantize(torch.empty(shape, dtype=dtype), scheme)
+        q.dequantize()
+        tritonq.matmul(torch.empty(16, shape[1], dtype=dtype), q)
+    return rows
+
+
+@pytest.mark.parametrize("scheme, arch, dtype", CASES, ids=str)
+def test_kernels_of_a_scheme(scheme, arch, dtype):
+    for name, report, constants in launched(scheme, dtype, arch):
+        assert report.spills == 0, (name, report.spills)
+        if name != "range_partials":
+            assert re.search(r"\.entry (\w+)", report.ptx)[1] == f"{name.split('_')[0]}_{str(Scheme.parse(scheme)).replace('.', '_')}"
+        if name == "quantize_rows":
+            # x comes in 16 bytes at a time (narrower loads are those of tables and partials).
+            wide = [width for width in report.global_loads if width == 128]
+            assert len(wide) * 16 * 32 * report.num_warps >= survey.elements(constants) * dtype.itemsize, report.global_loads
+        if not name.startswith("matmul"):
+            assert not (found := INEXACT.search(report.ptx)), (name, found[0])
+
+
+@newest
+@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128", "mxfp4", "int8", "fp8_e4m3"])
+def test_instruction_budget(scheme):
+    budget = {"int4.g128": 7.1, "nf4.g64": 9.7, "uint4.g128": 11.7, "mxfp4": 16.3, "int8": 7.3, "fp8_e4m3": 19.0}[scheme]
+    row = measured(scheme)[0]
+    assert row.instructions <= budget
+    assert set(row.stores) <= {128, 32, 16, 8} and 128 in row.stores and row.spills == 0
+
+
+def test_code_for_amd():
+    """The paths have no inline assembly. In a child process, because LLVM may abort."""
+    code = """
+import torch, tritonq
+from tests.support import survey
+for scheme in ("int4", "nf4", "mxfp4", "uint4.fz"):
+    with survey.launches("gfx942") as rows:
+        tritonq.quantize(torch.empty(64, 1024, dtype=torch.bfloat16), scheme).dequantize()
+    for name, report, _ in rows:
+        assert report.spills == 0 and "global_load_dwordx4" in report.amdgcn or name != "quantize_rows", name
+    print(scheme, len(rows))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 4
+
+
+@newest
+def test_the_page_of_figures_is_current():
+    assert PATH.read_text() == page()
