@@ -26,8 +26,9 @@ def encode_constants(scheme: Scheme, dtype: torch.dtype) -> dict:
     zero = scheme.zero_format(dtype) if scheme.float_zero else None
     return {
         "NAME": kernel_name(scheme), "COMPUTE": compute_type(dtype), "ENCODE": fmt.encode, "BITS": fmt.bits, "LOW": low, "HIGH": high,
-        "AWAY": "away" in scheme.options, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero, "DIVISOR": scheme.divisor if scaled else 1.0,
-        "EMPTY_SCALE": fmt.empty_scale, "ROUND_UP": scheme.rounds_up, "MAX_EXPONENT": scheme.max_exponent if scheme.recipe == "mx" else None,
+        "AWAY": "away" in scheme.options, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
+        "DIVISOR": scheme.divisor if scaled else 1.0, "EMPTY_SCALE": fmt.empty_scale, "ROUND_UP": scheme.rounds_up,
+        "MAX_EXPONENT": scheme.max_exponent if scheme.recipe == "mx" else None,
         "ENCODE_SCALE": storage and storage.encode, "DECODE_SCALE": storage and storage.decode,
         "ENCODE_ZERO": zero and zero.encode, "DECODE_ZERO": zero and zero.decode,
     }  # fmt: skip
@@ -37,8 +38,8 @@ def decode_constants(scheme: Scheme, dtype: torch.dtype) -> dict:
     """What decoding to ``dtype`` (or multiplying with ``dtype`` activations) needs to know."""
     fmt = scheme.format
     return {
-        "NAME": kernel_name(scheme), "COMPUTE": compute_type(scheme.decode_dtype(dtype)), "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed,
-        "HAS_SCALE": scheme.has_scale, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
+        "NAME": kernel_name(scheme), "COMPUTE": compute_type(scheme.decode_dtype(dtype)),
+        "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed, "HAS_SCALE": scheme.has_scale, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
     }  # fmt: skip
 
 

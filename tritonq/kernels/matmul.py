@@ -51,7 +51,8 @@ def matmul_tiles(
     acc = tl.zeros((BLOCK_M, BLOCK_N), COMPUTE)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + m[:, None] * x_row + k.to(tl.int64)[None, :] * x_col, mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(COMPUTE)
+        x_at = x_ptr + m[:, None] * x_row + k.to(tl.int64)[None, :] * x_col
+        x = tl.load(x_at, mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(COMPUTE)
         mask = (n < N)[:, None] & (k < K)[None, :]
         code = load_code(packed_ptr + n[:, None] * row_bytes, k[None, :], mask, BITS)
         scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, n[:, None], k[None, :], mask, groups, group_rows, group_columns,

@@ -43,7 +43,7 @@ def divide(x, y):
 @jit
 def cast(value, DTYPE: tl.constexpr):
     """``value`` rounded once to DTYPE; float64 reaches 16 bits by way of a float32 rounded to odd."""
-    if value.dtype == tl.float64 and (DTYPE == tl.float16 or DTYPE == tl.bfloat16):
+    if value.dtype == tl.float64 and DTYPE.primitive_bitwidth == 16:
         value = narrow(value)
     return value.to(DTYPE)
 

@@ -81,7 +81,7 @@ def scale_from_range(
 
 @jit
 def tensor_scale_from_absmax(absmax):
-    """float32 scale of a whole nvfp4 tensor: absmax / (448 * 6), between 2**-149 and the largest float32 / 512; 1 where there is no range."""
+    """float32 scale of a whole nvfp4 tensor: absmax / (448 * 6), from 2**-149 to the largest float32 / 512; 1 where there is no range."""
     scale = divide(absmax, tl.full(absmax.shape, 2688.0, absmax.dtype))
     scale = tl.minimum(tl.maximum(scale, 1.401298464324817e-45), 6.646139582783767e35).to(tl.float32)
     return tl.where(absmax > 0.0, scale, 1.0)
@@ -131,7 +131,7 @@ def encode_value(
     x, scale, zero_point,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr, FLOAT_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """Stored code (int32, modulo 2**BITS) of ``x``. ``scale`` None is a plain cast; ``zero_point`` is a number in x's dtype, 0 where there is none.
+    """Stored code (int32, modulo 2**BITS) of ``x``. ``scale`` None is a plain cast; ``zero_point`` is a number in x's dtype, or 0.
 
     NaN is coded as zero; a scale of 0 (a code-book group without range) divides by 1 instead.
     """
