@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tritonq"
 FLOORS = {
     "tritonq.errors": 0,
     "tritonq._triton": 0,
+    "tritonq._version": 0,
     "tritonq.backend": 0,
     "tritonq.formats": 0,
     "tritonq.scheme": 1,

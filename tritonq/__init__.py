@@ -1,5 +1,6 @@
 """tritonq: Triton kernels for quantized LLM weights, held to a torch reference. See README.md."""
 from . import checkpoints, errors
+from ._version import __version__
 from .backend import backend
 from .checkpoints import load, save
 from .formats.packing import pack, unpack
@@ -27,9 +28,8 @@ from .plans.select import Plan, can_implement, explain, select
 from .qtensor import QTensor
 from .scheme import Scheme
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "DequantizeDesc", "DeviceProfile", "KernelSku", "MatmulDesc", "ModelShard", "Plan", "PlanPreference", "PrecisionGuarantee", "QTensor",
     "QuantizationLevel", "QuantizeDesc", "Scheme", "ShardingPlan", "ShardingStrategy", "Status", "backend", "can_implement", "checkpoints",
     "dequantize", "errors", "estimate_memory", "explain", "load", "matmul", "pack", "plan_sharding", "quantize", "save", "select",

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .._version import __version__
 from ..backend import backend
 from ..errors import TritonQError
 from . import demo, explain, formats, inspect, plan, quantize, verify
@@ -19,6 +20,7 @@ COMMANDS = (demo, formats, quantize, inspect, verify, plan, explain)
 def build_parser() -> Parser:
     """The parser with every command; each command's module adds its own."""
     parser = Parser(prog="tritonq", description="Quantize LLM weights, check the result, and plan for memory.")
+    parser.add_argument("--version", action="version", version=f"tritonq {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for module in COMMANDS:
         module.add_command(commands)
