@@ -9,9 +9,8 @@ import torch
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
 from .formats.packing import unpack_row
+from .layouts import get_layout
 from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
-
-LAYOUTS = ("row",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +28,9 @@ class QTensor:
         zero_point: same shape, uint8, or a float for ``fz``; None for symmetric and level formats.
         second_scale: nvfp4: float32 scalar; ``dq``: float32 ``[ceil(groups / 256)]``; else None.
         scale_offset: ``dq``: float32 scalar that was subtracted from the scales; else None.
-        layout: ``"row"``.
+        layout: ``"row"``, or a kernel's own such as ``"frag"``: then ``packed``, ``stored_scale`` and ``zero_point`` are in that
+            layout's order (docs/layouts.md) and everything else here means the same matrix.
+        expanded_scale: ``dq`` in a kernel's layout: the float32 scales that the kernel loads; None in ``row``.
     """
 
     scheme: Scheme
@@ -41,6 +42,7 @@ class QTensor:
     second_scale: torch.Tensor | None = None
     scale_offset: torch.Tensor | None = None
     layout: str = "row"
+    expanded_scale: torch.Tensor | None = None
 
     def __post_init__(self):
         scheme = self.scheme
@@ -50,31 +52,18 @@ class QTensor:
             raise InvalidProblemError(f"shape must be two non-negative integers (N, K), got {self.shape!r}")
         if self.dtype not in FLOAT_DTYPES:
             raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}")
-        if self.layout not in LAYOUTS:
-            raise UnsupportedError(f"unknown layout {self.layout!r}; known layouts: {', '.join(LAYOUTS)}")
-        n, k = self.shape
-        expected: dict[str, tuple[tuple[int, ...], torch.dtype] | None] = {
-            "packed": ((n, scheme.format.row_bytes(k)), torch.uint8),
-            "stored_scale": None, "zero_point": None, "second_scale": None, "scale_offset": None,
-        }  # fmt: skip
-        if scheme.has_scale:
-            groups = scheme.scale_shape(n, k)
-            double = "dq" in scheme.options
-            expected["stored_scale"] = (groups, torch.uint8 if double else scheme.scale_format(self.dtype).dtype)
-            if double:
-                expected["second_scale"] = ((-(-groups[0] * groups[1] // DQ_BLOCK),), torch.float32)
-                expected["scale_offset"] = ((), torch.float32)
-            if scheme.recipe == "nv":
-                expected["second_scale"] = ((), torch.float32)
-            if scheme.format.affine:
-                expected["zero_point"] = (groups, scheme.zero_format(self.dtype).dtype if scheme.float_zero else torch.uint8)
+        layout = get_layout(self.layout)
+        if reason := layout.refuses(scheme, self.dtype):
+            raise UnsupportedError(reason)
+        expected = layout.expected(scheme, self.shape, self.dtype)
         for name, want in expected.items():
             tensor = getattr(self, name)
             if tensor is not None and not isinstance(tensor, torch.Tensor):
                 raise InvalidProblemError(f"{name} must be a Tensor, got {type(tensor).__name__}")
             got = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
             if got != want:
-                raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype} needs {name} = {want}, got {got}")
+                where = "" if self.layout == "row" else f" in layout {self.layout}"
+                raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype}{where} needs {name} = {want}, got {got}")
             if tensor is not None and tensor.device != self.packed.device:
                 raise InvalidProblemError(f"{name} is on {tensor.device}, packed on {self.packed.device}; move both to one device")
 
@@ -84,7 +73,9 @@ class QTensor:
 
     @cached_property
     def scale(self) -> torch.Tensor | None:
-        """Scales ``[groups along N, groups along K]``: as stored, or expanded to float32 for ``dq``."""
+        """Scales ``[groups along N, groups along K]``: as stored, or expanded to float32 for ``dq``. The same in every layout."""
+        if self.layout != "row":
+            return self.relayout("row").scale
         if "dq" not in self.scheme.options:
             return self.stored_scale
         table = torch.tensor(DYNAMIC_MAP, dtype=torch.float32, device=self.device)
@@ -103,8 +94,8 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors: codes and metadata."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        """Bytes of all tensors as they lie in memory: codes, metadata, and what the layout pads (see docs/layouts.md)."""
+        return sum(tensor.nbytes for f in fields(self) if isinstance(tensor := getattr(self, f.name), torch.Tensor))
 
     @property
     def bits_per_weight(self) -> float:
@@ -121,7 +112,7 @@ class QTensor:
             [[7, -1]]
         """
         fmt = self.scheme.format
-        codes = unpack_row(self.packed, fmt.bits, self.shape[1])
+        codes = unpack_row(self.relayout("row").packed, fmt.bits, self.shape[1])
         if not fmt.signed:
             return codes
         return (codes << (8 - fmt.bits)).view(torch.int8) >> (8 - fmt.bits)
@@ -146,19 +137,37 @@ class QTensor:
         return QTensor(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in moved.items()})
 
     def relayout(self, name: str) -> QTensor:
-        """The same matrix in another layout, losslessly.
+        """The same matrix in another layout, losslessly: ``q.relayout(name).relayout(q.layout)`` holds the same bytes as ``q``.
+
+        ``"row"`` is canonical and takes every scheme. ``"frag"`` is the order of the tensor cores for 4-bit codes; do it once, when a
+        model is loaded. Itself when it is there already.
 
         Raises:
-            UnsupportedError: there is no such layout.
+            UnsupportedError: there is no such layout, or it cannot hold this scheme.
+
+        Example:
+            >>> import torch, tritonq
+            >>> q = tritonq.quantize(torch.randn(100, 200), "nf4").relayout("frag")
+            >>> q.packed.shape, q.codes().shape
+            (torch.Size([2, 2048]), torch.Size([100, 200]))
         """
-        if name not in LAYOUTS:
-            raise UnsupportedError(f"unknown layout {name!r}; known layouts: {', '.join(LAYOUTS)}")
-        return self if name == self.layout else replace(self, layout=name)
+        target = get_layout(name)
+        if name == self.layout:
+            return self
+        if reason := target.refuses(self.scheme, self.dtype):
+            raise UnsupportedError(reason)
+        if self.layout != "row":
+            self = replace(self, layout="row", **get_layout(self.layout).to_row(self))
+        return self if name == "row" else replace(self, layout=name, **target.from_row(self))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by its name in a file: packed, scale, zero_point, second_scale, scale_offset; None ones left out."""
-        named = {"packed": self.packed, "scale": self.stored_scale, "zero_point": self.zero_point,
-                 "second_scale": self.second_scale, "scale_offset": self.scale_offset}  # fmt: skip
+        """Every tensor by its name in a file: packed, scale, zero_point, second_scale, scale_offset; None ones left out.
+
+        Files hold the ``row`` layout, so a matrix in another layout is turned back first.
+        """
+        row = self.relayout("row")
+        named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point,
+                 "second_scale": row.second_scale, "scale_offset": row.scale_offset}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
@@ -188,7 +197,8 @@ class QTensor:
 
     def __repr__(self) -> str:
         facts = f"shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device}"
-        return f"QTensor({str(self.scheme)!r}, {facts})"
+        layout = "" if self.layout == "row" else f", layout={self.layout}"
+        return f"QTensor({str(self.scheme)!r}, {facts}{layout})"
 
 
 def _as_bytes(value):

@@ -50,7 +50,8 @@ def dequantize_tiles(
 
 
 def weight_arguments(q: QTensor) -> dict:
-    """The tensors and sizes that every decoding kernel takes."""
+    """The tensors and sizes that every kernel on the ``row`` layout takes; another layout is turned back first."""
+    q = q.relayout("row")
     group_rows, group_columns = q.scheme.group_shape(*q.shape)
     scale = q.group_scale
     return {"packed_ptr": q.packed, "scale_ptr": scale, "zero_point_ptr": q.zero_point, "row_bytes": q.packed.shape[1],

@@ -36,6 +36,7 @@ class _Terms:
 def _terms(q: QTensor) -> _Terms:
     if not q.scheme.has_scale or not q.scale.numel():
         return _Terms(ops.dequantize(q, torch.float64), 1.0, None)
+    q = q.relayout("row")
     steps, scale = q.codes().double(), q.scale.double()
     if q.scheme.float_zero:
         return _Terms(steps, scale.squeeze(), q.zero_point.double().squeeze())

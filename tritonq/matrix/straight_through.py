@@ -66,7 +66,7 @@ def gradient_mask(x: torch.Tensor, q: QTensor, q_min: int | None = None, q_max: 
         >>> gradient_mask(torch.tensor([[1.0, 2.0]]), q).tolist()
         [[True, False]]
     """
-    scheme = q.scheme
+    scheme, q = q.scheme, q.relayout("row")
     values = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     values = torch.where(values.isnan(), 0, values)
     if not scheme.has_scale:

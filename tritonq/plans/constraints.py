@@ -1,7 +1,7 @@
 """Floor 4. What can be asked at all: the one statement of every rule that does not depend on a kernel."""
 from __future__ import annotations
 
-from ..qtensor import LAYOUTS
+from ..layouts import LAYOUTS
 from ..reference.matrix import ACTIVATIONS
 from ..scheme import FLOAT_DTYPES
 from .core import OK, Status, dtype_name

@@ -81,6 +81,7 @@ def quantize(x: torch.Tensor, scheme: Scheme) -> QTensor:
 
 def dequantize(q: QTensor, dtype: torch.dtype) -> torch.Tensor:
     """Decoded values ``[N, K]``, computed in the scheme's decode dtype and cast once."""
+    q = q.relayout("row")
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     compute = q.scheme.decode_dtype(dtype)
     for rows in _chunks(0, *q.shape):
@@ -92,6 +93,7 @@ def dequantize(q: QTensor, dtype: torch.dtype) -> torch.Tensor:
 def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activation: str | None = None,
            residual: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
     """activation(x ``[M, K]`` @ w_hat ``[N, K]``.T + bias) + residual, computed in the scheme's decode dtype, cast once."""
+    q = q.relayout("row")
     compute = q.scheme.decode_dtype(x.dtype)
     y = torch.empty(x.shape[0], q.shape[0], dtype=compute, device=x.device)
     wide = x.to(compute)
