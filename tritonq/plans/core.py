@@ -35,6 +35,18 @@ def _architecture(device: torch.device) -> int | str:
     return properties.gcnArchName.split(":")[0] if torch.version.hip else properties.major * 10 + properties.minor
 
 
+# Multiprocessors of the largest part of an architecture (A100, L40S, H100 and H200, B200, RTX 5090), for plans made without the device.
+_MULTIPROCESSORS = {80: 108, 89: 142, 90: 132, 100: 148, 120: 170}
+
+
+@cache
+def _multiprocessors() -> dict[int | str, int]:
+    """Of the devices that are here, by architecture; the first where several are alike."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = {_architecture(torch.device("cuda", i)): torch.cuda.get_device_properties(i).multi_processor_count for i in reversed(range(count))}
+    return _MULTIPROCESSORS | found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where a plan runs. ``arch`` is the compute capability times ten (90 for sm_90), ``"gfx942"`` on HIP, None on a CPU."""
@@ -60,6 +72,11 @@ class Target:
         return f"sm_{self.arch}" if isinstance(self.arch, int) else self.arch
 
 
+def multiprocessors(target: Target) -> int:
+    """How many programs run side by side: of the device where there is one, else of the architecture, else of an H200."""
+    return _multiprocessors().get(target.arch, 132)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionGuarantee:
     """What a plan promises about its result.
@@ -80,6 +97,7 @@ class PrecisionGuarantee:
 
     def bound(self, x: torch.Tensor, q) -> torch.Tensor:
         """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise."""
+        q = q.relayout("row")
         weight = q.dequantize(torch.float64).abs()
         if q.scheme.float_zero:
             (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape

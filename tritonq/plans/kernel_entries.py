@@ -15,6 +15,7 @@ if triton is not None:
     from ..kernels import dequantize as dequantize_kernels
     from ..kernels import matmul as matmul_kernels
     from ..kernels import quantize as quantize_kernels
+    from .frag_entry import MATMUL_FRAG
 
     def _is_rows(desc: QuantizeDesc) -> Status:
         if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
@@ -52,6 +53,7 @@ if triton is not None:
         KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact, launch=_quantize),
         KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_dequantize_config, guarantee=exact,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
+        MATMUL_FRAG,
         KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
                     launch=lambda desc, config, workspace, x, q, bias, residual:
                         matmul_kernels.matmul(x, q, bias, desc.activation, residual, config)),

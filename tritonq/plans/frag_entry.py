@@ -1,0 +1,73 @@
+"""Floor 4. ``matmul_frag`` as an entry of the registry: what it takes, how it is configured, what it promises."""
+from __future__ import annotations
+
+import torch
+
+from ..errors import InvalidProblemError
+from ..kernels import matmul_frag as kernels
+from ..layouts import LAYOUTS
+from ..layouts.byte_planes import byte_planes
+from .core import OK, PrecisionGuarantee, Status, multiprocessors
+from .descriptors import MatmulDesc
+from .registry import KernelEntry
+
+MIN_ARCH = 80
+# Offsets into scales are 32-bit, and those into one row of tiles.
+MAX_K, MAX_WEIGHTS = 2**27, 2**36
+
+
+def can_implement(desc: MatmulDesc) -> Status:
+    """Layout frag, a 16-bit x, an NVIDIA GPU from sm_80 on, groups of 32, 64, 128, ... columns or whole rows."""
+    scheme, target = desc.scheme, desc.target
+    if desc.layout != "frag":
+        reason = LAYOUTS["frag"].refuses(scheme, desc.source_dtype)
+        return Status(reason or "takes layout 'frag'; q.relayout('frag') once, when the weight is loaded")
+    if desc.dtype not in (torch.float16, torch.bfloat16):
+        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x, or q.relayout('row') for the portable kernel")
+    if target.backend == "interpreter":
+        return Status("uses inline PTX, which Triton's interpreter cannot run; q.relayout('row') for the portable kernel")
+    if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):
+        return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; q.relayout('row') for the portable kernel")
+    group = kernels.group_constant(scheme, desc.k)
+    if group and (group < 32 or group & (group - 1)):
+        return Status(f"takes groups of 32, 64, 128, ... columns or whole rows, {scheme} has {group}; q.relayout('row') for the portable kernel")
+    if desc.k > MAX_K or desc.n * desc.k > MAX_WEIGHTS:
+        return Status(f"takes at most {MAX_K} columns and {MAX_WEIGHTS} weights, got {desc.n} x {desc.k}; split the matrix")
+    return OK
+
+
+def config(desc: MatmulDesc) -> dict[str, int]:
+    return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target))
+
+
+def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
+    """Every product of two 16-bit numbers is exact in float32. What is rounded:
+
+    - a level of a code book, once, to x's dtype (integers less their zero point are exact), and the division by the book's factor;
+    - sums inside a dot, over the dots of a row and over the splits: a tensor core may truncate, which costs a whole ulp, 2**-23;
+    - the multiplication of each dot by its scale.
+    """
+    fmt, chosen = desc.scheme.format, config(desc)
+    level = 0.0 if fmt.is_integer else byte_planes(fmt, desc.dtype).error
+    columns = kernels.dot_columns(desc.k, desc.scheme, chosen)
+    sums = min(columns, desc.k) + 2 * -(-desc.k // columns) + chosen["SPLIT_K"]
+    terms = (sums + 4) * 2.0**-23
+    out = torch.finfo(desc.dtype)
+    relative = (1 + level) / (1 - min(terms, 0.5)) - 1
+    return PrecisionGuarantee(math_precision=str(desc.dtype).removeprefix("torch."), accumulator="float32", bitwise=False, relative=relative,
+                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
+
+
+def launch(desc: MatmulDesc, config: dict[str, int], workspace: torch.Tensor | None, x, q, bias, residual) -> torch.Tensor:
+    if config["SPLIT_K"] > 1 and workspace is not None:
+        if workspace.data_ptr() % 16 or not workspace.is_contiguous():
+            raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
+        bytes_needed = kernels.workspace_size(desc.m, desc.n, config)
+        workspace = workspace.view(-1).view(torch.uint8)[:bytes_needed].view(torch.float32)
+    return kernels.matmul(x, q, bias, desc.activation, residual, config, workspace)
+
+
+MATMUL_FRAG = KernelEntry(
+    op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, launch=launch,
+    workspace_size=lambda desc, config: kernels.workspace_size(desc.m, desc.n, config),
+)  # fmt: skip
