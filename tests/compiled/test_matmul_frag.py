@@ -8,7 +8,10 @@ import tritonq
 from tests.support.poison import check_fence, fenced
 from tests.support.schemes import same_bits
 from tritonq import MatmulDesc, QTensor, Scheme, reference
-from tritonq.kernels import matmul_frag as kernels
+from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
+from tritonq.kernels import frag_launch as kernels
+from tritonq.plans import frag_entry
+from tritonq.plans.core import Target
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -55,6 +58,14 @@ def expected(x, q, bias=None, activation=None, residual=None):
     return y if residual is None else y + residual.double()
 
 
+def within(got, x, row, plan) -> bool:
+    """Whether every element keeps the plan's guarantee; NaN does not."""
+    with pytest.MonkeyPatch.context() as patch:  # the judge decodes without the kernels that it judges
+        patch.setenv("TRITONQ_BACKEND", "reference")
+        bound = plan.precision_guarantee().bound(x, row)
+    return bool(((got.double() - expected(x, row)).abs() <= bound).all())
+
+
 def check(scheme, m, n, k, dtype, simulator, exact=False, **config):
     """One product against float64: within the guarantee, or equal bit for bit where every sum is exact."""
     row = weight(scheme, n, k, dtype, seed=m + n + k, exact=exact)
@@ -69,15 +80,11 @@ def check(scheme, m, n, k, dtype, simulator, exact=False, **config):
     results = [plan.run(x, q) for _ in range(runs)]
     assert simulator.launches == runs and "mma.sync" in simulator.last.asm["ptx"]
     assert all(same_bits(results[0], again) for again in results), "the same result again: counters are back at zero"
-    want = expected(x, row)
     if exact:
-        assert same_bits(results[0], want.to(dtype)), f"{int((results[0] != want.to(dtype)).sum())} differ"
+        want = expected(x, row).to(dtype)
+        assert same_bits(results[0], want), f"{int((results[0] != want).sum())} differ"
     else:
-        with pytest.MonkeyPatch.context() as patch:  # the judge decodes without the kernels that it judges
-            patch.setenv("TRITONQ_BACKEND", "reference")
-            bound = plan.precision_guarantee().bound(x, row)
-        wrong = (results[0].double() - want).abs()
-        assert bool((wrong <= bound).all()), f"{float((wrong / bound).max()):.2f} of the bound"
+        assert within(results[0], x, row, plan)
     assert not kernels.counters(torch.device("cpu")).any()
     for t in (x, q.packed, q.stored_scale):
         check_fence(t)
@@ -100,3 +107,163 @@ def test_every_format_and_group(scheme, dtype, simulator):
 @pytest.mark.parametrize("scheme, dtype", SAMPLE[::4])
 def test_sm_80(scheme, dtype, simulator):
     check(scheme, 5, 65, 384, dtype, simulator, SPLIT_K=2)
+
+
+EXACT = ("int4.g32", "int4.channel", "uint4.g64", "uint4.g32", "uint4.g128.fz", "fp4_e2m1.g64")
+
+
+@pytest.mark.parametrize("simulator", [80, 90], indirect=True)
+@pytest.mark.parametrize("lazy", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("scheme", EXACT)
+def test_bit_for_bit_where_every_sum_is_exact(scheme, lazy, simulator):
+    """Small integers times powers of two, more steps than pipeline stages; asynchronous copies as late as their waits allow."""
+    simulator.lazy = lazy
+    check(scheme, 2, 64, 1300, DTYPES[len(scheme) % 2], simulator, exact=True)
+
+
+SCALES = ("int4.tensor", "int4.b64x128", "int4.dq", "int4.s32", "int4.sbf16", "int4.se8m0", "int4.g64.se4m3", "uint4.tensor",
+          "uint4.g64.s32.fz", "uint4.channel.fz.se8m0", "uint4.dq", "nf4.dq", "nf4.s16", "fp4_bnb.tensor", "mxfp4", "int4.g512")  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCALES)
+def test_every_kind_of_scale(scheme, simulator):
+    check(scheme, 9, 70, 600, DTYPES[len(scheme) % 2], simulator)
+
+
+RAGGED = ((1, 1, 1), (1, 64, 128), (8, 65, 129), (16, 128, 256), (17, 63, 33), (33, 130, 200), (64, 64, 256), (70, 5, 300), (4, 200, 0),
+          (5, 64, 31))  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g64", "nf4.g64", "uint4.g128.fz"])
+@pytest.mark.parametrize("m, n, k", RAGGED, ids=str)
+def test_ragged_shapes(m, n, k, scheme, simulator):
+    check(scheme, m, n, k, DTYPES[(m + n) % 2], simulator)
+
+
+@pytest.mark.parametrize("split", [2, 3, 8])
+@pytest.mark.parametrize("name", ["forward", "reversed", "shuffled"])
+def test_split_k_in_any_order_of_arrival(name, split, simulator):
+    """More splits than steps too (5 steps of 128): those programs add nothing."""
+    orders = {
+        "forward": range,
+        "reversed": lambda count: range(count)[::-1],
+        "shuffled": lambda count: torch.randperm(count, generator=torch.Generator().manual_seed(3)).tolist(),
+    }
+    simulator.order = orders[name]
+    check("uint4.g32", 11, 130, 600, torch.float16, simulator, SPLIT_K=split, BLOCK_K=128)
+
+
+def test_split_k_is_the_same_whatever_arrives_last(simulator):
+    q = weight("nf4", 70, 1024, torch.bfloat16).relayout("frag")
+    x = torch.randn(3, 1024, dtype=torch.bfloat16)
+    plan = tritonq.select(MatmulDesc.of(x, q))
+    assert plan.config["SPLIT_K"] > 1 and plan.precision_guarantee().deterministic
+    results = []
+    for order in (range, lambda count: range(count)[::-1]):
+        simulator.order = order
+        results.append(plan.run(x, q))
+    assert same_bits(*results)
+
+
+def test_workspace(simulator):
+    q = weight("int4", 64, 2048, torch.float16).relayout("frag")
+    x = torch.randn(3, 2048).half()
+    plan = tritonq.select(MatmulDesc.of(x, q))
+    needed = plan.workspace_size()
+    assert needed == 4 * plan.config["SPLIT_K"] * 3 * 64 > 0
+    want = plan.run(x, q)
+    garbage = torch.full((needed + 64,), 255, dtype=torch.uint8)
+    assert same_bits(plan.run(x, q, workspace=garbage[:needed]), want)
+    assert bool((garbage[needed:] == 255).all()) and not bool((garbage[:needed] == 255).all()), "used, and not beyond its end"
+    with pytest.raises(WorkspaceTooSmallError):
+        plan.run(x, q, workspace=garbage[: needed - 1])
+    with pytest.raises(InvalidProblemError, match="multiple of 16 bytes"):
+        plan.run(x, q, workspace=garbage[1 : needed + 1])
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("split", [1, 2])
+def test_epilogue_strided_operands_and_leading_dimensions(activation, split, simulator):
+    row = weight("uint4.g64", 70, 384, torch.float16)
+    q = row.relayout("frag")
+    x = fenced(torch.randn(2, 384, 3).half()).transpose(1, 2)
+    bias, residual = fenced(torch.randn(140))[::2], fenced(torch.randn(70, 2, 3).half()).permute(1, 2, 0)
+    plan = tritonq.select(MatmulDesc.of(x, q, bias, activation, residual))
+    plan = dataclasses.replace(plan, config=plan.config | {"SPLIT_K": split, "BLOCK_K": 128})
+    got = plan.run(x, q, bias=bias, residual=residual)
+    want = expected(x, row, bias, activation, residual)
+    assert got.shape == (2, 3, 70) and plan.kernel.name == "matmul_frag"
+    assert torch.allclose(got.float(), want.float(), rtol=2e-3, atol=4e-3 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("start, stride", [(0, 256), (3, 207)])
+def test_row_stride_beyond_k_and_misaligned_x(start, stride, simulator):
+    """Columns beyond K are poison, and x starts at any element."""
+    row = weight("nf4", 64, 200, torch.bfloat16)
+    x = torch.full((5 * stride + start,), float("nan"), dtype=torch.bfloat16)[start:].as_strided((5, 200), (stride, 1), start)
+    x.copy_(torch.randn(5, 200))
+    got = tritonq.matmul(x, row.relayout("frag"))
+    assert within(got, x, row, tritonq.select(MatmulDesc.of(x, row.relayout("frag"))))
+
+
+def test_adversarial_scales_and_cancellation(simulator):
+    """Scales over twelve powers of ten and groups that cancel: nothing overflows on the way, and the guarantee holds."""
+    q = weight("int4.g64.s32", 64, 512, torch.float32)
+    scale = 10.0 ** torch.linspace(-6, 6, 8).repeat(64, 1)
+    row = dataclasses.replace(q, stored_scale=scale.float())
+    x = torch.randn(4, 512).bfloat16()
+    x[:, 256:] = -x[:, :256]
+    plan = tritonq.select(MatmulDesc.of(x, row.relayout("frag")))
+    got = plan.run(x, row.relayout("frag"))
+    assert within(got, x, row, plan) and bool(got.isfinite().all())
+
+
+def test_empty_products_launch_nothing(simulator):
+    q = weight("int4", 64, 128, torch.float16).relayout("frag")
+    assert tritonq.matmul(torch.randn(0, 128).half(), q).shape == (0, 64)
+    none = weight("int4", 0, 128, torch.float16).relayout("frag")
+    assert tritonq.matmul(torch.randn(3, 128).half(), none).shape == (3, 0) and simulator.launches == 0
+
+
+def test_gradients_flow_through_the_layout(simulator):
+    row = weight("int4.g32", 16, 64, torch.float16)
+    x = torch.randn(2, 64, requires_grad=True, dtype=torch.float16)
+    tritonq.matmul(x, row.relayout("frag")).sum().backward()
+    assert torch.allclose(x.grad.double(), reference.dequantize(row, torch.float64).sum(0).expand(2, -1), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("scheme, dtype, reason", [
+    ("int4", torch.float32, "float16 or bfloat16"), ("int4.g48", torch.float16, "groups of 32, 64"), ("nvfp4", torch.float16, "has 16"),
+])  # fmt: skip
+def test_what_it_refuses_goes_to_the_portable_kernel(scheme, dtype, reason, simulator):
+    row = weight(scheme, 8, 96, torch.float16) if scheme != "nvfp4" else reference.quantize(torch.randn(8, 96).half(), Scheme.parse(scheme))
+    x, q = torch.randn(2, 96, dtype=dtype), row.relayout("frag")
+    text = tritonq.explain(MatmulDesc.of(x, q))
+    assert reason in text and "q.relayout('row') does it once" in text and "matmul_tiles       chosen" in text
+    assert same_bits(tritonq.matmul(x, q), tritonq.matmul(x, row))
+
+
+def test_row_weights_stay_with_the_portable_kernel(simulator):
+    desc = MatmulDesc.of(torch.randn(2, 64).half(), weight("int4", 8, 64, torch.float16))
+    assert tritonq.select(desc).kernel.name == "matmul_tiles" and "q.relayout('frag') once" in tritonq.explain(desc)
+
+
+@pytest.mark.parametrize("target, reason", [
+    (Target(backend="triton", device="cuda", arch=75), "from sm_80 on"), (Target(backend="triton", device="cuda", arch="gfx942"), "NVIDIA"),
+    (Target(backend="interpreter"), "inline PTX"), (Target(backend="triton", device="cuda", arch=80), None),
+    (Target(backend="triton", device="cuda", arch=120), None),
+])  # fmt: skip
+def test_targets(target, reason):
+    half = torch.float16
+    desc = MatmulDesc(m=1, n=64, k=128, dtype=half, scheme=Scheme.parse("int4"), target=target, source_dtype=half, layout="frag")
+    status = frag_entry.can_implement(desc)
+    assert bool(status) is (reason is None) and (reason is None or reason in status.reason)
+
+
+def test_the_heuristic_fills_the_device_and_splits_little():
+    for m, n, k in ((1, 4096, 4096), (16, 4096, 4096), (1, 28672, 8192), (64, 64, 65536), (8, 64, 128), (1, 2**20, 256)):
+        got = kernels.config(m, n, k, Scheme.parse("int4"), 132)
+        steps = -(-k // got["BLOCK_K"])
+        assert got["SPLIT_K"] <= 8 and (got["SPLIT_K"] == 1 or steps >= 4 * got["SPLIT_K"])
+    assert kernels.config(1, 4096, 4096, Scheme.parse("int4"), 132)["SPLIT_K"] == 4
+    assert kernels.config(1, 28672, 8192, Scheme.parse("int4"), 132)["SPLIT_K"] == 1

@@ -16,7 +16,8 @@ from tritonq.layouts.byte_planes import BytePlanes
 BOOKS = ("nf4", "fp4_bnb", "fp4_e2m1")
 SCHEMES = ("int4", "int4.g32", "int4.g48.full", "int4.channel", "int4.tensor", "int4.b3x5", "int4.b64x128.s16", "int4.dq", "int4.g7.s32",
            "int4.sbf16", "int4.se8m0", "int4.se4m3", "uint4", "uint4.g32.s32", "uint4.fz", "uint4.g64.fz.s32", "uint4.fz.se8m0",
-           "uint4.channel.fz", "uint4.dq", "uint4.tensor", "nf4", "nf4.dq", "nf4.g1", "fp4_bnb", "fp4_e2m1.sbf16", "mxfp4", "nvfp4")  # fmt: skip
+           "uint4.channel.fz", "uint4.dq", "uint4.tensor", "nf4", "nf4.dq", "nf4.g1", "fp4_bnb", "fp4_e2m1.sbf16", "mxfp4",
+           "nvfp4")  # fmt: skip
 SIZES = ((1, 1), (63, 128), (65, 129), (130, 300), (0, 64), (3, 0))
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 

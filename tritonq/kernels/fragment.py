@@ -45,7 +45,8 @@ def unpack_integer_asm(dtype: torch.dtype, offset: int | None) -> str:
 
 def unpack_table_asm() -> str:
     """PTX from a word of nibbles (order ``2h + 4c + e``) to entries of the byte planes in $9 .. $16; see layouts/byte_planes.py."""
-    text = "{\n .reg .b32 y, xh, yh, la, lb, ha, hb, l, h, r0, r1, r2, r3;\n xor.b32 y, $8, 0x88888888; shr.b32 xh, $8, 16; shr.b32 yh, y, 16;\n"
+    text = "{\n .reg .b32 y, xh, yh, la, lb, ha, hb, l, h, r0, r1, r2, r3;\n"
+    text += " xor.b32 y, $8, 0x88888888; shr.b32 xh, $8, 16; shr.b32 yh, y, 16;\n"
     for x, y, first, second in (("$8", "y", "r0", "r1"), ("xh", "yh", "r2", "r3")):
         text += (f" prmt.b32 la, $9, $10, {x}; prmt.b32 lb, $11, $12, {y}; xor.b32 l, la, lb;\n"
                  f" prmt.b32 ha, $13, $14, {x}; prmt.b32 hb, $15, $16, {y}; xor.b32 h, ha, hb;\n"
@@ -149,7 +150,7 @@ def halves(t, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @jit
 def row_values(at, A: tl.constexpr, PATTERN: tl.constexpr):
-    """float32 ``[A * 64]`` scales or zero points. PATTERN None: float32 rows; else pairs of that 16-bit type, rows g and g + 8 in a word."""
+    """float32 ``[A * 64]`` scales or zero points. PATTERN None: float32 rows; else that 16-bit type, rows g and g + 8 in a word."""
     s = tl.load(at)
     if PATTERN is None:
         r = s

@@ -7,34 +7,9 @@ so that a result does not depend on which came last.
 """
 from __future__ import annotations
 
-from functools import cache
-
-import torch
-
-from .._triton import jit, tl, triton
-from ..formats import Format
-from ..layouts import frag
-from ..layouts.byte_planes import byte_planes
-from ..qtensor import QTensor
-from ..scheme import Scheme
-from .constants import kernel_name
-from .fragment import (
-    halves,
-    row_values,
-    spread,
-    spread_halves,
-    unpack_affine,
-    unpack_integer,
-    unpack_integer_asm,
-    unpack_table,
-    unpack_table_asm,
-    zero_point_constants,
-)
-from .matmul import ACTIVATIONS
+from .._triton import jit, tl
+from .fragment import halves, row_values, spread, spread_halves, unpack_affine, unpack_integer, unpack_table
 from .numerics import cast
-
-# Split-K is for matrices with few tiles; its counters live in one small buffer per stream.
-MOST_SPLIT_TILES = 4096
 
 
 def _name(specialization) -> str:
@@ -75,13 +50,18 @@ def finish(
 @jit(repr=_name)
 def matmul_frag(
     x_ptr, w_ptr, scale_ptr, zero_ptr, table_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
-    M, N, K, x_row, x_col, w_row, scale_row, zero_row, blocks, tiles_m, steps, per_split, residual_row, residual_col, bias_step, partial_size,
+    M, N, K, x_row, x_col, w_row, scale_row, zero_row, blocks, tiles_m, steps, per_split,
+    residual_row, residual_col, bias_step, partial_size,
     NAME: tl.constexpr, ASM: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, FLOAT_ZERO: tl.constexpr,
     LOW_BASE: tl.constexpr, LOW_FACTOR: tl.constexpr, HIGH_BASE: tl.constexpr, HIGH_FACTOR: tl.constexpr,
     FACTOR: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_M: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of N times tiles of M, SPLIT_K), neighbours share a tile of W. GROUP 0: one group per row. ZERO: integer zero points; FLOAT_ZERO: offsets per group."""
+    """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
+
+    GROUP 0: one group per row. SCALE: None for float32 rows, else the 16-bit type of pairs. ZERO: integer zero points. FLOAT_ZERO: None,
+    "rows" for float32 offsets, else the 16-bit type of pairs. FACTOR: what the levels of a code book were multiplied by.
+    """
     tile_n = tl.program_id(0) // tiles_m
     tile_m = tl.program_id(0) % tiles_m
     split = tl.program_id(1)
@@ -185,107 +165,3 @@ def add_group(acc, w, x, scale_at, zero_at, A: tl.constexpr, SCALE: tl.constexpr
         else:
             acc += sums * row_values(zero_at, A, FLOAT_ZERO)[:, None]
     return acc
-
-
-def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
-    """Tile, warps, stages and split for a product ``[m, k] x [n, k]`` on a device with that many multiprocessors.
-
-    Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor, and no dependence on the
-    proxy fence that Triton 3.6 leaves out between cp.async and wgmma.
-    """
-    wide = frag.up(k, frag.K_MULTIPLE)
-    block_m = 8 if m <= 8 else 16 if m <= 16 else 32
-    few_registers = scheme.format.is_integer and not scheme.float_zero
-    block_k = 256 if wide % 256 == 0 and block_m < 32 and few_registers else 128
-    steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
-    programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
-    split = 1
-    while split < (8 if block_m == 8 else 4) and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
-        split *= 2
-    return {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
-
-
-def dot_columns(k: int, scheme: Scheme, config: dict[str, int]) -> int:
-    """Columns summed in one fresh accumulator."""
-    group = group_constant(scheme, k)
-    return min(config["BLOCK_K"], group or config["BLOCK_K"])
-
-
-def group_constant(scheme: Scheme, k: int) -> int:
-    """Columns of a group, 0 where a group is a whole row."""
-    columns = scheme.group_shape(1, k)[1]
-    return 0 if columns >= k else columns
-
-
-def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
-    """Bytes of partial sums; any contents will do."""
-    return 4 * config["SPLIT_K"] * m * n if config["SPLIT_K"] > 1 else 0
-
-
-@cache
-def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """The byte planes of a code book on the device, each word 64 times; None for integers."""
-    if fmt.is_integer:
-        return None
-    return torch.tensor(byte_planes(fmt, dtype).words, dtype=torch.int32).repeat_interleave(64).to(device)
-
-
-def _constants(q: QTensor, dtype: torch.dtype) -> dict:
-    scheme = q.scheme
-    fmt, affine = scheme.format, scheme.format.affine and not scheme.float_zero
-    pattern = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: None}
-    zero = frag.loaded_dtype(scheme.zero_format(q.dtype).dtype) if scheme.float_zero else None
-    low_base, low_factor, high_base, high_factor = zero_point_constants(dtype)
-    asm = unpack_integer_asm(dtype, None if affine else 8 if fmt.signed else 0) if fmt.is_integer else unpack_table_asm()
-    return {
-        "NAME": kernel_name(scheme), "ASM": asm, "GROUP": group_constant(scheme, q.shape[1]), "SCALE": pattern[frag.scale_dtype(scheme, q.dtype)],
-        "ZERO": affine, "FLOAT_ZERO": None if zero is None else pattern[zero] or "rows",
-        "LOW_BASE": low_base, "LOW_FACTOR": low_factor, "HIGH_BASE": high_base, "HIGH_FACTOR": high_factor,
-        "FACTOR": 1.0 if fmt.is_integer else byte_planes(fmt, dtype).factor,
-    }  # fmt: skip
-
-
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def counters(device: torch.device) -> torch.Tensor:
-    """Zeros that every launch leaves as zeros: one buffer per stream, because launches on a stream do not overlap.
-
-    While a CUDA graph is captured the zeros belong to the graph: it may be replayed on any stream.
-    """
-    if device.type != "cuda":
-        stream = 0
-    elif torch.cuda.is_current_stream_capturing():
-        return torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    else:
-        stream = torch.cuda.current_stream(device).cuda_stream
-    if (device, stream) not in _counters:
-        _counters[device, stream] = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    return _counters[device, stream]
-
-
-def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
-           config: dict[str, int], workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
-    """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result."""
-    (m, k), n = x.shape, q.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    if not out.numel():
-        return out
-    split, partial, counter = config["SPLIT_K"], None, None
-    if split > 1:
-        partial = torch.empty(split * m * n, dtype=torch.float32, device=x.device) if workspace is None else workspace
-        counter = counters(x.device)
-    steps = q.packed.shape[1] // (8 * config["BLOCK_K"])
-    tiles_m = triton.cdiv(m, config["BLOCK_M"])
-    grid = (triton.cdiv(n, config["BLOCK_N"]) * tiles_m, split)
-    scale = q.stored_scale if q.expanded_scale is None else q.expanded_scale
-    matmul_frag[grid](
-        x_ptr=x, w_ptr=q.packed, scale_ptr=scale, zero_ptr=q.zero_point, table_ptr=table_words(q.scheme.format, x.dtype, x.device),
-        bias_ptr=bias, residual_ptr=residual, out_ptr=out, partial_ptr=partial, counter_ptr=counter,
-        M=m, N=n, K=k, x_row=x.stride(0), x_col=x.stride(1), w_row=q.packed.shape[1], scale_row=scale.shape[1],
-        zero_row=0 if q.zero_point is None else q.zero_point.shape[1], blocks=q.packed.shape[0], tiles_m=tiles_m, steps=steps, per_split=-(-steps // split),
-        residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
-        bias_step=0 if bias is None else bias.stride(0), partial_size=m * n, ACTIVATION=ACTIVATIONS[activation],
-        EVEN_M=m % config["BLOCK_M"] == 0, EVEN_K=k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
-    )  # fmt: skip
-    return out

@@ -42,8 +42,9 @@ _MULTIPROCESSORS = {80: 108, 89: 142, 90: 132, 100: 148, 120: 170}
 @cache
 def _multiprocessors() -> dict[int | str, int]:
     """Of the devices that are here, by architecture; the first where several are alike."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = {_architecture(torch.device("cuda", i)): torch.cuda.get_device_properties(i).multi_processor_count for i in reversed(range(count))}
+    found = {}
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        found.setdefault(_architecture(torch.device("cuda", i)), torch.cuda.get_device_properties(i).multi_processor_count)
     return _MULTIPROCESSORS | found
 
 

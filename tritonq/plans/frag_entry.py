@@ -4,16 +4,17 @@ from __future__ import annotations
 import torch
 
 from ..errors import InvalidProblemError
-from ..kernels import matmul_frag as kernels
+from ..kernels import frag_launch as kernels
 from ..layouts import LAYOUTS
 from ..layouts.byte_planes import byte_planes
-from .core import OK, PrecisionGuarantee, Status, multiprocessors
+from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
 from .registry import KernelEntry
 
 MIN_ARCH = 80
 # Offsets into scales are 32-bit, and those into one row of tiles.
 MAX_K, MAX_WEIGHTS = 2**27, 2**36
+_SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
 
 
 def can_implement(desc: MatmulDesc) -> Status:
@@ -23,14 +24,14 @@ def can_implement(desc: MatmulDesc) -> Status:
         reason = LAYOUTS["frag"].refuses(scheme, desc.source_dtype)
         return Status(reason or "takes layout 'frag'; q.relayout('frag') once, when the weight is loaded")
     if desc.dtype not in (torch.float16, torch.bfloat16):
-        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x, or q.relayout('row') for the portable kernel")
+        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
     if target.backend == "interpreter":
-        return Status("uses inline PTX, which Triton's interpreter cannot run; q.relayout('row') for the portable kernel")
+        return Status(f"uses inline PTX, which Triton's interpreter cannot run; {_SLOW_WAY}")
     if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):
-        return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; q.relayout('row') for the portable kernel")
+        return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; {_SLOW_WAY}")
     group = kernels.group_constant(scheme, desc.k)
     if group and (group < 32 or group & (group - 1)):
-        return Status(f"takes groups of 32, 64, 128, ... columns or whole rows, {scheme} has {group}; q.relayout('row') for the portable kernel")
+        return Status(f"takes groups of 32, 64, 128, ... columns or whole rows, {scheme} has {group}; {_SLOW_WAY}")
     if desc.k > MAX_K or desc.n * desc.k > MAX_WEIGHTS:
         return Status(f"takes at most {MAX_K} columns and {MAX_WEIGHTS} weights, got {desc.n} x {desc.k}; split the matrix")
     return OK
@@ -54,7 +55,7 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
     terms = (sums + 4) * 2.0**-23
     out = torch.finfo(desc.dtype)
     relative = (1 + level) / (1 - min(terms, 0.5)) - 1
-    return PrecisionGuarantee(math_precision=str(desc.dtype).removeprefix("torch."), accumulator="float32", bitwise=False, relative=relative,
+    return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,
                               output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
 
 
