@@ -122,7 +122,8 @@ def test_bit_for_bit_where_every_sum_is_exact(scheme, lazy, simulator):
 
 
 SCALES = ("int4.tensor", "int4.b64x128", "int4.dq", "int4.s32", "int4.sbf16", "int4.se8m0", "int4.g64.se4m3", "uint4.tensor",
-          "uint4.g64.s32.fz", "uint4.channel.fz.se8m0", "uint4.dq", "nf4.dq", "nf4.s16", "fp4_bnb.tensor", "mxfp4", "int4.g512")  # fmt: skip
+          "uint4.g64.s32.fz", "uint4.channel.fz.se8m0", "uint4.dq", "nf4.dq", "nf4.s16", "fp4_bnb.tensor", "mxfp4",
+          "int4.g512")  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", SCALES)

@@ -121,6 +121,6 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: s
         per_split=-(-steps // split),
         residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
         bias_step=0 if bias is None else bias.stride(0), partial_size=m * n, ACTIVATION=ACTIVATIONS[activation],
-        EVEN_M=m % config["BLOCK_M"] == 0, EVEN_K=k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
+        EVEN_K=k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
     )  # fmt: skip
     return out

@@ -17,15 +17,11 @@ def _name(specialization) -> str:
 
 
 @jit
-def load_x(at, m, k, M, K, EVEN_M: tl.constexpr, EVEN_K: tl.constexpr):
-    if EVEN_M and EVEN_K:
+def load_x(at, k, K, EVEN_K: tl.constexpr):
+    if EVEN_K:
         x = tl.load(at)
-    elif EVEN_K:
-        x = tl.load(at, mask=(m < M)[None, :], other=0.0)
-    elif EVEN_M:
-        x = tl.load(at, mask=(k < K)[:, None], other=0.0)
     else:
-        x = tl.load(at, mask=(m < M)[None, :] & (k < K)[:, None], other=0.0)
+        x = tl.load(at, mask=(k < K)[:, None], other=0.0)
     return x
 
 
@@ -54,7 +50,7 @@ def matmul_frag(
     residual_row, residual_col, bias_step, partial_size,
     NAME: tl.constexpr, ASM: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, FLOAT_ZERO: tl.constexpr,
     LOW_BASE: tl.constexpr, LOW_FACTOR: tl.constexpr, HIGH_BASE: tl.constexpr, HIGH_FACTOR: tl.constexpr,
-    FACTOR: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_M: tl.constexpr, EVEN_K: tl.constexpr,
+    FACTOR: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
@@ -75,9 +71,9 @@ def matmul_frag(
     k = tl.arange(0, DOT)
     first = split * per_split
     last = tl.minimum(first + per_split, steps)
-    tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # the last tile may reach beyond W: it reads a tile twice
+    tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # beyond the end, the last one again: never stored
     w_at = w_ptr + tiles.to(tl.int64)[:, None] * w_row + (first * (BLOCK_K * 8) + tl.arange(0, UNPACK * 8))[None, :]
-    x_at = x_ptr + m[None, :] * x_row + (first * BLOCK_K + k).to(tl.int64)[:, None] * x_col
+    x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row + (first * BLOCK_K + k).to(tl.int64)[:, None] * x_col
     pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     if SCALE is None:
         scale_at = scale_ptr + tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -127,12 +123,12 @@ def matmul_frag(
             at = x_at + (part * UNPACK) * x_col
             column = step * BLOCK_K + part * UNPACK + k
             if DOT == UNPACK:
-                x = load_x(at, m, column, M, K, EVEN_M, EVEN_K)
+                x = load_x(at, column, K, EVEN_K)
                 acc = add_group(acc, wf, x, scale_at + group * scale_row, zero_at + group * zero_row, A, SCALE, FLOAT_ZERO)
             else:
                 w1, w2 = halves(wf, BLOCK_N, UNPACK)
-                x1 = load_x(at, m, column, M, K, EVEN_M, EVEN_K)
-                x2 = load_x(at + DOT * x_col, m, column + DOT, M, K, EVEN_M, EVEN_K)
+                x1 = load_x(at, column, K, EVEN_K)
+                x2 = load_x(at + DOT * x_col, column + DOT, K, EVEN_K)
                 acc = add_group(acc, w1, x1, scale_at + group * scale_row, zero_at + group * zero_row, A, SCALE, FLOAT_ZERO)
                 acc = add_group(acc, w2, x2, scale_at + (group + 1) * scale_row, zero_at + (group + 1) * zero_row, A, SCALE, FLOAT_ZERO)
         w_at += BLOCK_K * 8
