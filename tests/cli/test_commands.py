@@ -75,7 +75,10 @@ def test_explain(cli):
     assert cli(*arguments).out.strip() == tritonq.explain(desc)
     report = cli(*arguments, "--json").json
     assert report["problem"] == str(desc) and any("chosen" in line for line in report["kernels"])
-    assert "sm_90" in cli("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "nf4", "--target", "sm_90").out
+    nf4 = ("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "nf4", "--target", "sm_90")
+    assert "sm_90" in cli(*nf4).out
+    assert "matmul_frag        chosen: matmul/nf4/bfloat16/frag/sm_90" in cli(*nf4, "--layout", "frag").out
+    assert "4-bit codes" in cli("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "int8", "--layout", "frag").err
 
 
 @pytest.mark.parametrize("command", ["", "demo", "formats", "quantize", "inspect", "verify", "plan", "explain"])

@@ -81,3 +81,15 @@ def test_reads_nothing_but_its_operands(scheme, device):
     x, q = data(5, 18, 60, torch.float32, scheme, device)
     guarded = tritonq.QTensor.from_tensors(q.scheme, q.shape, q.dtype, {name: fenced(t) for name, t in q.tensors().items()})
     assert torch.equal(tritonq.matmul(fenced(x), guarded), tritonq.matmul(x, q))
+
+
+@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g64.fz", "nf4.dq"])
+def test_layout_frag_gives_the_same_where_its_kernel_cannot_run(scheme, device):
+    """float32 x everywhere, and everything in the interpreter: the portable kernels turn the layout back."""
+    x, q = data(3, 70, 130, torch.float32, scheme, device)
+    there = q.relayout("frag")
+    assert torch.equal(tritonq.matmul(x, there), tritonq.matmul(x, q)) and torch.equal(there.dequantize(), q.dequantize())
+    half = x.half()
+    plan = tritonq.select(tritonq.MatmulDesc.of(half, there))
+    error = (plan.run(half, there).double() - exact(half, q)).abs()
+    assert (error <= plan.precision_guarantee().bound(half, q)).all()

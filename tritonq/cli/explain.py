@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..layouts import LAYOUTS
 from ..plans.core import Target
 from ..plans.descriptors import MatmulDesc
 from ..plans.select import explain
@@ -21,6 +22,7 @@ def add_command(commands) -> None:
     parser.add_argument("--scheme", required=True)
     parser.add_argument("--dtype", default="bf16", choices=sorted(_DTYPES), help="of x (default bf16)")
     parser.add_argument("--target", help="cpu, or a GPU that need not be here: sm_90, gfx942 (default: this machine)")
+    parser.add_argument("--layout", default="row", choices=sorted(LAYOUTS), help="of the weight (default row)")
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -28,7 +30,9 @@ def add_command(commands) -> None:
 def run(args) -> int:
     dtype = _DTYPES[args.dtype]
     scheme, target = Scheme.parse(args.scheme), _target(args.target)
-    desc = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=target, source_dtype=dtype)
+    if reason := LAYOUTS[args.layout].refuses(scheme, dtype):
+        raise UsageError(reason)
+    desc = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=target, source_dtype=dtype, layout=args.layout)
     text = explain(desc)
     if args.json:
         problem, *kernels = text.splitlines()

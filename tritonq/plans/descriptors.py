@@ -113,7 +113,7 @@ class MatmulDesc:
         return replace(self, bias=False, activation=None, residual=False)
 
     def __str__(self) -> str:
-        tail = f", {self.epilogue}" if self.epilogue else ""
+        tail = (f", {self.layout}" if self.layout != "row" else "") + (f", {self.epilogue}" if self.epilogue else "")
         return f"matmul(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 
