@@ -171,3 +171,12 @@ def test_files_hold_row(tmp_path):
 def test_the_reference_takes_every_layout():
     x, q = torch.randn(3, 130), tritonq.quantize(torch.randn(70, 130), "uint4.g32")
     assert same_bits(tritonq.matmul(x, q.relayout("frag")), tritonq.matmul(x, q))
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e8m0fnu, torch.float8_e4m3fn], ids=str)
+def test_eight_bit_scales_keep_their_value(stored):
+    """Every code but NaN, which no QTensor may hold; the least e8m0 is a subnormal of bfloat16."""
+    codes = torch.arange(255 if stored == torch.float8_e8m0fnu else 127, dtype=torch.uint8).view(stored)
+    loaded = frag._to_pattern(codes).view(frag.loaded_dtype(stored))
+    assert torch.equal(loaded.float(), codes.float()) and bool(loaded.float().isfinite().all())
+    assert same_bits(frag._from_pattern(loaded.view(torch.int16), stored), codes)

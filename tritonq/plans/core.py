@@ -87,7 +87,7 @@ class PrecisionGuarantee:
     the result does not overflow its dtype. For float zero schemes ``|w_hat|`` reads ``|scale * code| + |zero_point|``, which may cancel.
     """
 
-    math_precision: str  # "float32" or "float64"
+    math_precision: str  # of the operands of products: "float16", "bfloat16", "float32" or "float64"
     accumulator: str
     bitwise: bool = True
     relative: float = 0.0
