@@ -12,7 +12,8 @@ BUDGETS = {
     ("int4.g128", "bfloat16", 8): 2.0, ("int4.g128", "bfloat16", 9): 2.25, ("int4.g128", "bfloat16", 32): 3.15,
     ("uint4.g128", "float16", 1): 1.95, ("uint4.g128", "bfloat16", 1): 2.2, ("uint4.g128", "float16", 16): 2.2,
     ("uint4.g128.fz", "float16", 1): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.95,
-    ("int4.g64", "float16", 1): 2.1, ("int4.g32", "float16", 1): 2.4, ("int4.channel", "float16", 1): 1.75, ("int4.g256", "bfloat16", 1): 2.0,
+    ("int4.g64", "float16", 1): 2.1, ("int4.g32", "float16", 1): 2.4, ("int4.channel", "float16", 1): 1.75,
+    ("int4.g256", "bfloat16", 1): 2.0,
     ("nf4.g64", "bfloat16", 1): 3.55, ("nf4.g64", "bfloat16", 16): 3.85, ("nf4.g64", "float16", 1): 3.55, ("nf4.g64", "bfloat16", 64): 4.5,
     ("fp4_bnb.g64", "float16", 1): 3.55, ("mxfp4", "bfloat16", 1): 4.1,
 }  # fmt: skip
