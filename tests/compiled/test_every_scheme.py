@@ -2,7 +2,7 @@
 import pytest
 
 import tritonq
-from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits
+from tests.support.schemes import COMPILED_SCHEMES, DTYPES, EVERY_GEOMETRY, hostile, same_bits
 from tritonq import reference
 from tritonq.scheme import Scheme
 
@@ -17,8 +17,7 @@ def check(scheme, dtype):
     assert same_bits(got.dequantize(), reference.dequantize(want, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme, dtype", COMPILED_SCHEMES)
 def test_sm_90(scheme, dtype, simulator):
     check(scheme, dtype)
 

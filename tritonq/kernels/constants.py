@@ -39,7 +39,8 @@ def decode_constants(scheme: Scheme, dtype: torch.dtype) -> dict:
     fmt = scheme.format
     return {
         "NAME": kernel_name(scheme), "COMPUTE": compute_type(scheme.decode_dtype(dtype)),
-        "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed, "HAS_SCALE": scheme.has_scale, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
+        "DECODE": fmt.decode, "BITS": fmt.bits, "SIGNED": fmt.signed,
+        "HAS_SCALE": scheme.has_scale, "AFFINE": fmt.affine, "FLOAT_ZERO": scheme.float_zero,
     }  # fmt: skip
 
 

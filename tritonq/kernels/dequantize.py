@@ -44,7 +44,8 @@ def dequantize_tiles(
     cols = ((pid % tiles_k).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
     mask = (rows < N) & (cols < K)
     code = load_code(packed_ptr + rows * row_bytes, cols, mask, BITS)
-    scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, rows, cols, mask, groups, group_rows, group_columns, COMPUTE, HAS_SCALE, AFFINE)
+    scale, zero_point = load_parameters(scale_ptr, zero_point_ptr, rows, cols, mask, groups, group_rows, group_columns,
+                                        COMPUTE, HAS_SCALE, AFFINE)  # fmt: skip
     value = decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, AFFINE, FLOAT_ZERO)
     tl.store(out_ptr + rows * K + cols, cast(value, out_ptr.dtype.element_ty), mask=mask)
 
@@ -68,5 +69,6 @@ def dequantize(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -> torch.
     out = torch.empty(n, k, dtype=dtype, device=q.device)
     if out.numel():
         grid = (triton.cdiv(n, config["BLOCK_N"]) * triton.cdiv(k, config["BLOCK_K"]),)
-        dequantize_tiles[grid](out_ptr=out, N=n, K=k, **weight_arguments(q), **decode_constants(q.scheme, dtype), **config, enable_fp_fusion=False)
+        constants = decode_constants(q.scheme, dtype)
+        dequantize_tiles[grid](out_ptr=out, N=n, K=k, **weight_arguments(q), **constants, **config, enable_fp_fusion=False)
     return out

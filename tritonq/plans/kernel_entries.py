@@ -20,7 +20,8 @@ if triton is not None:
     def _is_rows(desc: QuantizeDesc) -> Status:
         if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
             return OK
-        return Status(f"holds groups of one row and at most {quantize_kernels.LONGEST_ROW_GROUP} columns that fill whole bytes; {desc.scheme} on k={desc.k} has others")
+        rule = f"holds groups of one row and at most {quantize_kernels.LONGEST_ROW_GROUP} columns that fill whole bytes"
+        return Status(f"{rule}; {desc.scheme} on k={desc.k} has others")
 
     def _is_area(desc: QuantizeDesc) -> Status:
         if desc.n * desc.k == 0:
@@ -49,8 +50,10 @@ if triton is not None:
         return matmul_kernels.config(desc.m, desc.dtype)
 
     KERNELS += [
-        KernelEntry(op="quantize", name="quantize_rows", revision=1, can_implement=_is_rows, config=_config, guarantee=exact, launch=_quantize),
-        KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact, launch=_quantize),
+        KernelEntry(op="quantize", name="quantize_rows", revision=1, can_implement=_is_rows, config=_config, guarantee=exact,
+                    launch=_quantize),
+        KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact,
+                    launch=_quantize),
         KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_dequantize_config, guarantee=exact,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
         MATMUL_FRAG,
