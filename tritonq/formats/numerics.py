@@ -11,17 +11,18 @@ from .._triton import jit, tl
 
 @jit
 def round_half_even(u):
-    """Nearest integer, ties to even; magnitudes from 2**22 (2**51 in float64) saturate there, far outside every code range.
+    """Nearest integer, ties to even, of float32 or float64: every magnitude, +-Inf and NaN as ``torch.round``; zero comes out as +0.
 
-    Adding 1.5 * 2**23 leaves no bit for a fraction, so the addition itself rounds.
+    Adding 2**23 (2**52), with the sign of ``u``, to a smaller magnitude leaves no bit for a fraction, so the addition itself
+    rounds; whatever is not smaller has no fraction.
     """
     if u.dtype == tl.float64:
-        u = tl.minimum(tl.maximum(u, -2251799813685248.0), 2251799813685248.0)
-        r = (u + 6755399441055744.0) - 6755399441055744.0
+        shift = tl.where(u < 0.0, -4503599627370496.0, 4503599627370496.0).to(tl.float64)
+        fractional = tl.abs(u) < 4503599627370496.0
     else:
-        u = tl.minimum(tl.maximum(u, -4194304.0), 4194304.0)
-        r = (u + 12582912.0) - 12582912.0
-    return r
+        shift = tl.where(u < 0.0, -8388608.0, 8388608.0)
+        fractional = tl.abs(u) < 8388608.0
+    return tl.where(fractional, (u + shift) - shift, u)
 
 
 @jit

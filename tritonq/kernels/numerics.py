@@ -5,23 +5,7 @@ Kernels that use these run with ``enable_fp_fusion=False``: contracting a multip
 from __future__ import annotations
 
 from .._triton import jit, tl
-from ..formats.numerics import narrow
-
-
-@jit
-def round_half_even(u):
-    """Nearest integer, ties to even, of float32 or float64: every magnitude, +-Inf and NaN as ``torch.round``; zero comes out as +0.
-
-    Adding 2**23 (2**52), with the sign of ``u``, to a smaller magnitude leaves no bit for a fraction, so the addition itself
-    rounds; whatever is not smaller has no fraction.
-    """
-    if u.dtype == tl.float64:
-        shift = tl.where(u < 0.0, -4503599627370496.0, 4503599627370496.0).to(tl.float64)
-        fractional = tl.abs(u) < 4503599627370496.0
-    else:
-        shift = tl.where(u < 0.0, -8388608.0, 8388608.0)
-        fractional = tl.abs(u) < 8388608.0
-    return tl.where(fractional, (u + shift) - shift, u)
+from ..formats.numerics import narrow, round_half_even
 
 
 @jit
