@@ -70,11 +70,12 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
         x: ``[..., K]`` float16, bfloat16, float32 or float64, any strides, also empty.
         q: weight ``[N, K]`` on the same device.
         bias: ``[N]``.
-        activation: ``"relu"``, ``"silu"`` or ``"gelu"`` (the erf form).
-        residual: ``[..., N]``.
+        activation: ``"relu"``, ``"silu"``, ``"gelu"`` (the erf form) or ``"swiglu"``: silu(gate) * up of a weight whose first N / 2 rows
+            are the gate's and whose others are up's (``gate_up_proj``).
+        residual: ``[..., N]`` (``[..., N / 2]`` for swiglu).
 
     Returns:
-        ``[..., N]`` in x's dtype, computed in float32 (float64 for float64 x) and cast once.
+        ``[..., N]`` (``[..., N / 2]`` for swiglu) in x's dtype, computed in float32 (float64 for float64 x) and cast once.
 
     Raises:
         InvalidProblemError: shapes, devices or dtypes that do not match, an unknown activation.

@@ -58,6 +58,16 @@ def test_epilogue(activation, dtype, simulator):
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_swiglu(dtype, simulator):
+    x, q = data(6, 38, 40, dtype, "uint4.g8")
+    bias, residual = torch.randn(76).to(dtype)[::2], torch.randn(19, 6).to(dtype).T
+    gate, up = (exact(x, q) + bias.double()).chunk(2, -1)
+    got = tritonq.matmul(x, q, bias=bias, activation="swiglu", residual=residual)
+    tolerance = 2e-5 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(got.double(), F.silu(gate) * up + residual.double(), rtol=tolerance, atol=tolerance * 10)
+
+
 @pytest.mark.parametrize("strides", [(200, 2), (1, 7)])
 def test_strided_activations(strides, simulator):
     x, q = data(5, 9, 40, torch.float32, "nf4")

@@ -62,6 +62,15 @@ def test_k_of_zero_gives_the_epilogue_alone(device):
     assert torch.equal(tritonq.matmul(torch.empty(2, 0, device=device), q, bias=bias, activation="relu"), bias.relu().expand(2, 3))
 
 
+@pytest.mark.parametrize("m, features", [(1, 1), (5, 7), (17, 40)])
+def test_swiglu(m, features, device):
+    x, q = data(m, 2 * features, 72, torch.float32, "uint4.g16", device)
+    bias, residual = torch.randn(2 * features).to(device), torch.randn(features, m).to(device).T
+    gate, up = (exact(x, q) + bias.double()).chunk(2, -1)
+    got = tritonq.matmul(x, q, bias=bias, activation="swiglu", residual=residual)
+    torch.testing.assert_close(got.double(), F.silu(gate) * up + residual.double(), rtol=2e-5, atol=2e-4)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])

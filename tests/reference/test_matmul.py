@@ -27,12 +27,12 @@ def test_the_guarantee_is_tight_enough_to_see_a_wrong_scale():
     assert ((tritonq.matmul(x, wrong) - tritonq.matmul(x, q)).abs() > bound).any()
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
 def test_gradients(activation):
     q = tritonq.quantize(torch.randn(6, 10, dtype=torch.float64), "uint4.g4")
     x = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    residual = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn(2, 3, 3 if activation == "swiglu" else 6, dtype=torch.float64, requires_grad=True)
 
     def fused(x, bias, residual):
         return tritonq.matmul(x, q, bias=bias, activation=activation, residual=residual)
@@ -54,3 +54,13 @@ def test_no_graph_without_a_need_for_one():
     assert not tritonq.matmul(torch.randn(2, 8), q).requires_grad
     with torch.no_grad():
         assert not tritonq.matmul(torch.randn(2, 8, requires_grad=True), q).requires_grad
+
+
+def test_swiglu_is_silu_of_the_first_half_times_the_second():
+    gate, up = torch.randn(5, 16), torch.randn(5, 16)
+    q = tritonq.quantize(torch.cat((gate, up)), "int8")
+    x = torch.randn(2, 3, 16)
+    parts = [tritonq.matmul(x, tritonq.quantize(half, "int8")) for half in (gate, up)]
+    torch.testing.assert_close(tritonq.matmul(x, q, activation="swiglu"), F.silu(parts[0]) * parts[1])
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q, activation="swiglu"))
+    assert plan.run(x, q).shape == (2, 3, 5) and plan.desc.features == 5

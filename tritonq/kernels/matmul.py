@@ -32,7 +32,8 @@ def gelu(y):
     return 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
 
 
-ACTIVATIONS = {None: None, "relu": relu, "silu": silu, "gelu": gelu}
+ACTIVATIONS = {None: None, "relu": relu, "silu": silu, "gelu": gelu, "swiglu": silu}
+GATED = ("swiglu",)  # the activation of a row of W multiplies the row that stands N / 2 below it
 
 
 @jit(repr=_name)
@@ -40,14 +41,24 @@ def matmul_tiles(
     x_ptr, packed_ptr, scale_ptr, zero_point_ptr, bias_ptr, residual_ptr, out_ptr, M, N, K, row_bytes, groups, group_rows, group_columns,
     x_row, x_col, residual_row, residual_col, bias_step,
     NAME: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr,
-    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[M, N] = activation(x[M, K] @ w_hat[N, K].T + bias) + residual in COMPUTE; one program per BLOCK_M x BLOCK_N tile."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
+    """out[M, N] = activation(x[M, K] @ w_hat[N, K].T + bias) + residual in COMPUTE; one program per BLOCK_M x BLOCK_N rows of W.
+
+    GATED: out[M, N / 2] = activation(gate) * up + residual; a tile holds BLOCK_N / 2 rows of the gate, then the same of up.
+    """
+    HEIGHT: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N  # columns of the result per tile
+    features = N // 2 if GATED else N
+    tiles_n = tl.cdiv(features, HEIGHT)
     pid = tl.program_id(0)
     m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    feature = (pid % tiles_n).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
+    if GATED:
+        half = (pid % tiles_n).to(tl.int64) * HEIGHT + tl.arange(0, BLOCK_N) % HEIGHT
+        n = tl.where(half < features, half + tl.arange(0, BLOCK_N) // HEIGHT * features, N)
+    else:
+        n = feature
     acc = tl.zeros((BLOCK_M, BLOCK_N), COMPUTE)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -64,12 +75,15 @@ def matmul_tiles(
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(COMPUTE)[None, :]
-    if ACTIVATION is not None:
+    if GATED:
+        gate, up = tl.split(acc.reshape(BLOCK_M, 2, HEIGHT).trans(0, 2, 1))
+        acc = ACTIVATION(gate) * up
+    elif ACTIVATION is not None:
         acc = ACTIVATION(acc)
-    mask = (m < M)[:, None] & (n < N)[None, :]
+    mask = (m < M)[:, None] & (feature < features)[None, :]
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + m[:, None] * residual_row + n[None, :] * residual_col, mask=mask, other=0.0).to(COMPUTE)
-    tl.store(out_ptr + m[:, None] * N + n[None, :], cast(acc, out_ptr.dtype.element_ty), mask=mask)
+        acc += tl.load(residual_ptr + m[:, None] * residual_row + feature[None, :] * residual_col, mask=mask, other=0.0).to(COMPUTE)
+    tl.store(out_ptr + m[:, None] * features + feature[None, :], cast(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
 def config(m: int, dtype: torch.dtype) -> dict[str, int]:
@@ -81,14 +95,14 @@ def config(m: int, dtype: torch.dtype) -> dict[str, int]:
 def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
            config: dict[str, int]) -> torch.Tensor:  # fmt: skip
     """x ``[M, K]`` of any strides; nothing is launched for an empty result."""
-    m, n = x.shape[0], q.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    m, n, gated = x.shape[0], q.shape[0], activation in GATED
+    out = torch.empty(m, n // (1 + gated), dtype=x.dtype, device=x.device)
     if out.numel():
         grid = (triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)
         matmul_tiles[grid](
             x_ptr=x, bias_ptr=bias, residual_ptr=residual, out_ptr=out, M=m, N=n, K=x.shape[1], x_row=x.stride(0), x_col=x.stride(1),
             residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
-            bias_step=0 if bias is None else bias.stride(0), ACTIVATION=ACTIVATIONS[activation],
+            bias_step=0 if bias is None else bias.stride(0), ACTIVATION=ACTIVATIONS[activation], GATED=gated,
             **weight_arguments(q), **decode_constants(q.scheme, x.dtype), **config,
         )  # fmt: skip
     return out

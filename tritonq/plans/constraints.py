@@ -25,4 +25,6 @@ def valid(desc: Desc) -> Status:
         return Status(f"unknown layout {desc.layout!r}; known layouts: {', '.join(LAYOUTS)}")
     if isinstance(desc, MatmulDesc) and desc.activation is not None and desc.activation not in ACTIVATIONS:
         return Status(f"unknown activation {desc.activation!r}; known activations: {', '.join(ACTIVATIONS)}")
+    if isinstance(desc, MatmulDesc) and desc.activation == "swiglu" and desc.n % 2:
+        return Status(f"activation 'swiglu' needs a weight of as many gate rows as up rows, got n={desc.n}; concatenate both along N")
     return OK

@@ -62,7 +62,10 @@ class DequantizeDesc:
 
 @dataclass(frozen=True, kw_only=True)
 class MatmulDesc:
-    """``activation(x[m, k] @ w_hat[n, k].T + bias) + residual`` with x and the result of ``dtype``."""
+    """``activation(x[m, k] @ w_hat[n, k].T + bias) + residual`` with x and the result of ``dtype``.
+
+    The result is ``[m, n]``, or ``[m, n / 2]`` for the activation ``swiglu``, whose weight holds the gate's rows and then as many of up.
+    """
 
     m: int
     n: int
@@ -89,7 +92,7 @@ class MatmulDesc:
             raise InvalidProblemError(f"x has shape {tuple(x.shape)}; its last dimension must be K={k} of the weight [N, K] = {q.shape}")
         if x.device != q.device:
             raise InvalidProblemError(f"x is on {x.device}, the weight on {q.device}; move one with .to()")
-        for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], n))):
+        for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], _features(n, activation)))):
             if tensor is None:
                 continue
             expect_dense(tensor, name)
@@ -104,6 +107,11 @@ class MatmulDesc:
                    bias=bias is not None, activation=activation, residual=residual is not None)  # fmt: skip
 
     @property
+    def features(self) -> int:
+        """Columns of the result."""
+        return _features(self.n, self.activation)
+
+    @property
     def epilogue(self) -> str | None:
         parts = ["bias"] * self.bias + [self.activation] * (self.activation is not None) + ["residual"] * self.residual
         return "+".join(parts) or None
@@ -115,6 +123,10 @@ class MatmulDesc:
     def __str__(self) -> str:
         tail = (f", {self.layout}" if self.layout != "row" else "") + (f", {self.epilogue}" if self.epilogue else "")
         return f"matmul(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
+
+
+def _features(n: int, activation: str | None) -> int:
+    return n // 2 if activation == "swiglu" else n
 
 
 Desc = QuantizeDesc | DequantizeDesc | MatmulDesc

@@ -5,6 +5,7 @@ import torch
 
 from ..errors import InvalidProblemError
 from ..kernels import frag_launch as kernels
+from ..kernels.matmul import GATED
 from ..layouts import LAYOUTS
 from ..layouts.byte_planes import byte_planes
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
@@ -25,6 +26,8 @@ def can_implement(desc: MatmulDesc) -> Status:
         return Status(reason or "takes layout 'frag'; q.relayout('frag') once, when the weight is loaded")
     if desc.dtype not in (torch.float16, torch.bfloat16):
         return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
+    if desc.activation in GATED:
+        return Status(f"has no epilogue {desc.activation!r}; {_SLOW_WAY}")
     if target.backend == "interpreter":
         return Status(f"uses inline PTX, which Triton's interpreter cannot run; {_SLOW_WAY}")
     if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):

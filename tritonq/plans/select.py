@@ -65,8 +65,8 @@ class Plan:
             if not isinstance(self.desc, MatmulDesc):
                 return self.kernel.launch(self.desc, self.config, workspace, *tensors)
             x, q = tensors
-            shape = (*x.shape[:-1], q.shape[0])
-            residual = None if residual is None else residual.reshape(self.desc.m, q.shape[0])
+            shape = (*x.shape[:-1], self.desc.features)
+            residual = None if residual is None else residual.reshape(self.desc.m, self.desc.features)
             return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
 
     def _describe(self, *tensors, **epilogue) -> Desc:

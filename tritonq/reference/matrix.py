@@ -23,10 +23,17 @@ from .parameters import double_quantize, scale_from_absmax, scale_from_range, te
 # that other work on the machine does not make their barriers wait.
 CHUNK = 1 << 20
 
+def swiglu(y: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of ``[..., 2 I]``, the gate in the first half of the columns: ``[..., I]``."""
+    gate, up = y.chunk(2, -1)
+    return F.silu(gate) * up
+
+
 ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
     "gelu": F.gelu,  # the erf form
+    "swiglu": swiglu,
 }
 
 # Torch types as wide as the float32 levels of one packed byte: one look-up gives all of them (measured: 6 times the speed of one each).
