@@ -15,9 +15,7 @@ from .constants import kernel_name
 from .fragment import unpack_integer_asm, unpack_table_asm, zero_point_constants
 from .matmul import ACTIVATIONS
 from .matmul_frag import matmul_frag
-
-# Split-K is for matrices with few tiles; its counters live in one small buffer per stream.
-MOST_SPLIT_TILES = 4096
+from .split_k import MOST_SPLIT_TILES, counters, partial_sums
 
 
 def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
@@ -50,11 +48,6 @@ def group_constant(scheme: Scheme, k: int) -> int:
     return 0 if columns >= k else columns
 
 
-def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
-    """Bytes of partial sums; any contents will do."""
-    return 4 * config["SPLIT_K"] * m * n if config["SPLIT_K"] > 1 else 0
-
-
 @cache
 def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
     """The byte planes of a code book on the device, each word 64 times; None for integers."""
@@ -79,25 +72,6 @@ def _constants(q: QTensor, dtype: torch.dtype) -> dict:
     }  # fmt: skip
 
 
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def counters(device: torch.device) -> torch.Tensor:
-    """Zeros that every launch leaves as zeros: one buffer per stream, because launches on a stream do not overlap.
-
-    While a CUDA graph is captured the zeros belong to the graph: it may be replayed on any stream.
-    """
-    if device.type != "cuda":
-        stream = 0
-    elif torch.cuda.is_current_stream_capturing():
-        return torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    else:
-        stream = torch.cuda.current_stream(device).cuda_stream
-    if (device, stream) not in _counters:
-        _counters[device, stream] = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    return _counters[device, stream]
-
-
 def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
            config: dict[str, int], workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
     """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result."""
@@ -107,7 +81,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: s
         return out
     split, partial, counter = config["SPLIT_K"], None, None
     if split > 1:
-        partial = torch.empty(split * m * n, dtype=torch.float32, device=x.device) if workspace is None else workspace
+        partial = partial_sums(workspace, m, n, config, x.device)
         counter = counters(x.device)
     steps = q.packed.shape[1] // (8 * config["BLOCK_K"])
     tiles_m = triton.cdiv(m, config["BLOCK_M"])

@@ -2,14 +2,13 @@
 
 Each program takes BLOCK_N rows of W, BLOCK_M rows of x and a share of K (split-K). Every group of columns gets a fresh accumulator that
 is scaled into the sum, so weights stay small exact numbers (code minus zero point, or a rounded level) and no scale is ever rounded to
-16 bits. With split-K, partial sums go to the workspace; the program that arrives last adds them in a fixed order and stores the result,
-so that a result does not depend on which came last.
+16 bits.
 """
 from __future__ import annotations
 
 from .._triton import jit, tl
 from .fragment import halves, row_values, spread, spread_halves, unpack_affine, unpack_integer, unpack_table
-from .numerics import cast
+from .split_k import finish_split
 
 
 def _name(specialization) -> str:
@@ -23,24 +22,6 @@ def load_x(at, k, K, EVEN_K: tl.constexpr):
     else:
         x = tl.load(at, mask=(k < K)[:, None], other=0.0)
     return x
-
-
-@jit
-def finish(
-    acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
-    ACTIVATION: tl.constexpr, FACTOR: tl.constexpr,
-):  # fmt: skip
-    """out[m, n] = activation(acc^T / FACTOR + bias) + residual, cast once."""
-    mask = (m < M)[None, :] & (n < N)[:, None]
-    if FACTOR != 1.0:
-        acc = acc * (1.0 / FACTOR)
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION is not None:
-        acc = ACTIVATION(acc)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + m[None, :] * residual_row + n[:, None] * residual_col, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + m[None, :] * N + n[:, None], cast(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
 @jit(repr=_name)
@@ -133,21 +114,8 @@ def matmul_frag(
                 acc = add_group(acc, w2, x2, scale_at + (group + 1) * scale_row, zero_at + (group + 1) * zero_row, A, SCALE, FLOAT_ZERO)
         w_at += BLOCK_K * 8
         x_at += BLOCK_K * x_col
-    if SPLIT_K == 1:
-        finish(acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step, ACTIVATION, FACTOR)
-    else:
-        mask = (m < M)[None, :] & (n < N)[:, None]
-        at = partial_ptr + m[None, :] * N + n[:, None]
-        tl.store(at + split.to(tl.int64) * partial_size, acc, mask=mask)
-        tl.debug_barrier()  # every thread's partial sums precede the release below
-        counter = counter_ptr + tl.program_id(0)
-        arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-        if arrived == SPLIT_K - 1:  # the last one adds, in a fixed order
-            total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-            for i in tl.static_range(SPLIT_K):
-                total += tl.load(at + i * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
-            finish(total, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step, ACTIVATION, FACTOR)
-            tl.atomic_xchg(counter, 0)  # ready for the next launch
+    finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
+                 partial_size, ACTIVATION, FACTOR, SPLIT_K)  # fmt: skip
 
 
 @jit

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import InvalidProblemError
 from ..kernels import frag_launch as kernels
 from ..kernels.matmul import GATED
+from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS
 from ..layouts.byte_planes import byte_planes
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
@@ -63,15 +63,10 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
 
 
 def launch(desc: MatmulDesc, config: dict[str, int], workspace: torch.Tensor | None, x, q, bias, residual) -> torch.Tensor:
-    if config["SPLIT_K"] > 1 and workspace is not None:
-        if workspace.data_ptr() % 16 or not workspace.is_contiguous():
-            raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
-        bytes_needed = kernels.workspace_size(desc.m, desc.n, config)
-        workspace = workspace.view(-1).view(torch.uint8)[:bytes_needed].view(torch.float32)
     return kernels.matmul(x, q, bias, desc.activation, residual, config, workspace)
 
 
 MATMUL_FRAG = KernelEntry(
     op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, launch=launch,
-    workspace_size=lambda desc, config: kernels.workspace_size(desc.m, desc.n, config),
+    workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
 )  # fmt: skip
