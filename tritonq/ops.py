@@ -1,8 +1,11 @@
 """Floor 5. Three verbs: quantize, dequantize, matmul. Each makes a descriptor, selects a plan and runs it."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from .act_order import column_order
 from .errors import InvalidProblemError
 from .plans.core import expect_type
 from .plans.descriptors import DequantizeDesc, MatmulDesc, QuantizeDesc
@@ -12,12 +15,13 @@ from .reference.matrix import ACTIVATIONS
 from .scheme import FLOAT_DTYPES, Scheme
 
 
-def quantize(x: torch.Tensor, scheme: str | Scheme) -> QTensor:
+def quantize(x: torch.Tensor, scheme: str | Scheme, *, g_idx: torch.Tensor | None = None) -> QTensor:
     """Quantize a matrix under a scheme and pack its codes.
 
     Args:
         x: ``[N, K]`` float16, bfloat16, float32 or float64; any strides, any N and K, also 0. Not modified.
         scheme: a :class:`Scheme` or its text, such as ``"nf4.g64"``; see docs/formats.md.
+        g_idx: act-order: integers ``[K]``, the group of each column, where the columns of a group do not lie side by side.
 
     Returns:
         QTensor of shape (N, K) in the ``row`` layout.
@@ -35,7 +39,12 @@ def quantize(x: torch.Tensor, scheme: str | Scheme) -> QTensor:
         >>> tritonq.quantize(torch.randn(64, 256), "nf4.g64").bits_per_weight
         4.5
     """
-    return select(QuantizeDesc.of(x, scheme)).run(x.detach())
+    desc = QuantizeDesc.of(x, scheme)
+    order = None if g_idx is None else column_order(g_idx, desc.k, desc.scheme.group_size)
+    if order is None:
+        return select(desc).run(x.detach())
+    order = order.to(x.device)
+    return replace(select(desc).run(x.detach().index_select(1, order)), column_order=order)
 
 
 def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -6,9 +6,10 @@ from functools import cached_property
 
 import torch
 
+from .act_order import check_order, column_order, inverse
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
-from .formats.packing import unpack_row
+from .formats.packing import pack_row, unpack_row
 from .layouts import get_layout
 from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
 
@@ -31,6 +32,8 @@ class QTensor:
         layout: ``"row"``, or a kernel's own such as ``"frag"``: then ``packed``, ``stored_scale`` and ``zero_point`` are in that
             layout's order (docs/layouts.md) and everything else here means the same matrix.
         expanded_scale: ``dq`` in a kernel's layout: the float32 scales that the kernel loads; None in ``row``.
+        column_order: act-order: int32 ``[K]``, packed column i is column ``column_order[i]`` of the matrix; None where columns lie in
+            their own order. ``codes()``, ``dequantize()`` and ``matmul`` speak of the matrix; ``packed`` is sorted.
     """
 
     scheme: Scheme
@@ -43,6 +46,7 @@ class QTensor:
     scale_offset: torch.Tensor | None = None
     layout: str = "row"
     expanded_scale: torch.Tensor | None = None
+    column_order: torch.Tensor | None = None
 
     def __post_init__(self):
         scheme = self.scheme
@@ -56,6 +60,8 @@ class QTensor:
         if reason := layout.refuses(scheme, self.dtype):
             raise UnsupportedError(reason)
         expected = layout.expected(scheme, self.shape, self.dtype)
+        if self.column_order is not None:
+            expected["column_order"] = ((self.shape[1],), torch.int32)
         for name, want in expected.items():
             tensor = getattr(self, name)
             if tensor is not None and not isinstance(tensor, torch.Tensor):
@@ -92,6 +98,18 @@ class QTensor:
         scale = self.scale if self.scale.dtype == torch.float64 else self.scale.float()
         return scale * self.second_scale if self.scheme.recipe == "nv" else scale
 
+    @cached_property
+    def column_rank(self) -> torch.Tensor | None:
+        """The inverse of ``column_order``: column k of the matrix is packed column ``column_rank[k]``."""
+        return None if self.column_order is None else inverse(self.column_order)
+
+    @property
+    def g_idx(self) -> torch.Tensor:
+        """int32 ``[K]``: the group of each column of the matrix along K; 0 where a group holds whole rows."""
+        columns = max(self.scheme.group_shape(*self.shape)[1], 1) if self.scheme.has_scale else max(self.shape[1], 1)
+        packed = torch.arange(self.shape[1], dtype=torch.int32, device=self.device) // columns
+        return packed if self.column_order is None else packed[self.column_rank]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors as they lie in memory: codes, metadata, and what the layout pads (see docs/layouts.md)."""
@@ -113,6 +131,7 @@ class QTensor:
         """
         fmt = self.scheme.format
         codes = unpack_row(self.relayout("row").packed, fmt.bits, self.shape[1])
+        codes = codes if self.column_order is None else codes.index_select(1, self.column_rank)
         if not fmt.signed:
             return codes
         return (codes << (8 - fmt.bits)).view(torch.int8) >> (8 - fmt.bits)
@@ -161,13 +180,14 @@ class QTensor:
         return self if name == "row" else replace(self, layout=name, **target.from_row(self))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by its name in a file: packed, scale, zero_point, second_scale, scale_offset; None ones left out.
+        """Every tensor by its name in a file: packed, scale, zero_point, second_scale, scale_offset, column_order; None ones left out.
 
         Files hold the ``row`` layout, so a matrix in another layout is turned back first.
         """
         row = self.relayout("row")
         named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point,
-                 "second_scale": row.second_scale, "scale_offset": row.scale_offset}  # fmt: skip
+                 "second_scale": row.second_scale, "scale_offset": row.scale_offset,
+                 "column_order": row.column_order}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
@@ -177,7 +197,7 @@ class QTensor:
         Raises:
             InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, or a scale is NaN or Inf.
         """
-        known = ("packed", "scale", "zero_point", "second_scale", "scale_offset")
+        known = ("packed", "scale", "zero_point", "second_scale", "scale_offset", "column_order")
         if not isinstance(tensors, dict):
             raise InvalidProblemError(f"tensors must be a dict of {', '.join(known)}, got {type(tensors).__name__}")
         if unknown := sorted(str(name) for name in set(tensors) - set(known)):
@@ -185,12 +205,59 @@ class QTensor:
         if "packed" not in tensors:
             raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
         shape = tuple(shape) if isinstance(shape, list | torch.Size) else shape
-        q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known))
-        for name in known[1:]:
+        q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known[:-1]), column_order=tensors.get("column_order"))
+        if q.column_order is not None:
+            check_order(q.column_order)
+        for name in known[1:-1]:
             tensor = tensors.get(name)
             if tensor is not None and tensor.dtype != torch.uint8 and not bool(tensor.to(torch.float64).isfinite().all()):
                 raise InvalidProblemError(f"{name} holds NaN or Inf, which would decode to NaN; scales and zero points must be finite")
         return q
+
+    @classmethod
+    def from_codes(cls, scheme: Scheme | str, codes: torch.Tensor, scale: torch.Tensor | None = None,
+                   zero_point: torch.Tensor | None = None, *, dtype: torch.dtype,
+                   g_idx: torch.Tensor | None = None) -> QTensor:  # fmt: skip
+        """A matrix from logical codes and their parameters, as quantizers and checkpoints hold them; the inverse of :meth:`codes`.
+
+        Args:
+            scheme: how the codes were made. Schemes with a second level of scales (``dq``, nvfp4) come from :meth:`from_tensors`.
+            codes: integers ``[N, K]`` in the format's range, signed for ``int*`` formats.
+            scale: ``[groups along N, groups along K]`` in the dtype in which the scheme stores scales for ``dtype``.
+            zero_point: same shape; uint8, or a float for ``fz``.
+            dtype: of the tensor that was quantized.
+            g_idx: act-order: integers ``[K]``, the group of each column. Columns are sorted by it here, once.
+
+        Raises:
+            InvalidProblemError: a code out of range, a shape or dtype that does not fit, ``g_idx`` that names a group that is not there
+                or gives a group the wrong number of columns.
+
+        Example:
+            >>> import torch, tritonq
+            >>> codes, scale = torch.tensor([[1, -2, 3, -4]]), torch.tensor([[0.5, 2.0]])
+            >>> q = tritonq.QTensor.from_codes("int4.g2", codes, scale, dtype=torch.float32, g_idx=torch.tensor([0, 1, 0, 1]))
+            >>> q.dequantize().tolist()
+            [[0.5, -4.0, 1.5, -8.0]]
+        """
+        scheme = Scheme.parse(scheme)
+        fmt = scheme.format
+        if "dq" in scheme.options or scheme.recipe == "nv":
+            raise InvalidProblemError(f"{scheme} has a second level of scales; build it with QTensor.from_tensors")
+        if not isinstance(codes, torch.Tensor) or codes.dim() != 2 or codes.dtype.is_floating_point or codes.dtype.is_complex:
+            got = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise InvalidProblemError(f"codes must be an integer tensor [N, K], got {got}")
+        low, high = fmt.code_range
+        if codes.numel() and not low <= int(codes.min()) <= int(codes.max()) <= high:
+            raise InvalidProblemError(f"codes of {fmt.name} must be in {low}..{high}, got {int(codes.min())}..{int(codes.max())}")
+        shape = tuple(codes.shape)
+        order = None if g_idx is None else column_order(g_idx, shape[1], scheme.group_size)
+        if order is not None:
+            order = order.to(codes.device)
+            codes = codes.index_select(1, order)
+        stored = codes.to(torch.int32) & (2**fmt.bits - 1)
+        packed = pack_row(stored if fmt.bits > 8 else stored.to(torch.uint8), fmt.bits)
+        named = {"packed": packed, "scale": scale, "zero_point": zero_point, "column_order": order}
+        return cls.from_tensors(scheme, shape, dtype, {name: tensor for name, tensor in named.items() if tensor is not None})
 
     def __reduce__(self):
         return _unpickle, ({f.name: _as_bytes(getattr(self, f.name)) for f in fields(self)},)

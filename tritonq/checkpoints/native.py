@@ -1,9 +1,9 @@
 """The project's own family: quantized weights in ordinary safetensors files.
 
 A weight ``X.weight`` is stored as ``X.weight`` (its packed codes, uint8), ``X.weight_scale``, ``X.weight_zero_point``,
-``X.weight_second_scale`` and ``X.weight_scale_offset``, as far as its scheme has them. What they mean is in the file itself: the
-header's metadata holds, under ``"tritonq"``, ``{"format_version": 1, "weights": {name: {"scheme", "shape", "dtype"}}}``. Every other
-tensor is stored as it is. Versions and fields that are not known are errors: a reader never guesses.
+``X.weight_second_scale``, ``X.weight_scale_offset`` and ``X.weight_column_order`` (act-order), as far as it has them. What they mean is in
+the file itself: the header's metadata holds, under ``"tritonq"``, ``{"format_version": 1, "weights": {name: {"scheme", "shape",
+"dtype"}}}``. Every other tensor is stored as it is. Versions and fields that are not known are errors: a reader never guesses.
 """
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _SUFFIXES = {
     "zero_point": "_zero_point",
     "second_scale": "_second_scale",
     "scale_offset": "_scale_offset",
+    "column_order": "_column_order",
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 

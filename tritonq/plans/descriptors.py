@@ -46,6 +46,7 @@ class DequantizeDesc:
     target: Target
     source_dtype: torch.dtype
     layout: str = "row"
+    act_order: bool = False
 
     op = "dequantize"
 
@@ -54,10 +55,11 @@ class DequantizeDesc:
         """The descriptor of ``tritonq.dequantize(q, dtype)``."""
         expect_type(q, QTensor, "q")
         return cls(n=q.shape[0], k=q.shape[1], dtype=dtype or q.dtype, scheme=q.scheme, target=Target.of(q.device),
-                   source_dtype=q.dtype, layout=q.layout)  # fmt: skip
+                   source_dtype=q.dtype, layout=q.layout, act_order=q.column_order is not None)  # fmt: skip
 
     def __str__(self) -> str:
-        return f"dequantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target})"
+        tail = ", act_order" * self.act_order
+        return f"dequantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class MatmulDesc:
     target: Target
     source_dtype: torch.dtype
     layout: str = "row"
+    act_order: bool = False
     bias: bool = False
     activation: str | None = None
     residual: bool = False
@@ -104,7 +107,8 @@ class MatmulDesc:
         for size in x.shape[:-1]:
             m *= size
         return cls(m=m, n=n, k=k, dtype=x.dtype, scheme=q.scheme, target=Target.of(x.device), source_dtype=q.dtype, layout=q.layout,
-                   bias=bias is not None, activation=activation, residual=residual is not None)  # fmt: skip
+                   act_order=q.column_order is not None, bias=bias is not None, activation=activation,
+                   residual=residual is not None)  # fmt: skip
 
     @property
     def features(self) -> int:
@@ -121,7 +125,8 @@ class MatmulDesc:
         return replace(self, bias=False, activation=None, residual=False)
 
     def __str__(self) -> str:
-        tail = (f", {self.layout}" if self.layout != "row" else "") + (f", {self.epilogue}" if self.epilogue else "")
+        tail = (f", {self.layout}" if self.layout != "row" else "") + ", act_order" * self.act_order
+        tail += (f", {self.epilogue}" if self.epilogue else "")
         return f"matmul(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 

@@ -15,7 +15,10 @@ Config = dict[str, int]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KernelEntry:
-    """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results."""
+    """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results.
+
+    ``act_order``: it reads ``column_order`` itself; otherwise the plan gathers the columns of x for it and puts decoded columns back.
+    """
 
     op: str
     name: str
@@ -25,6 +28,7 @@ class KernelEntry:
     config: Callable[[Desc], Config] = lambda desc: {}
     workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
     guarantee: Callable[[Desc], PrecisionGuarantee]
+    act_order: bool = False
 
     def __repr__(self) -> str:
         return f"KernelEntry({self.name}.r{self.revision})"
@@ -56,9 +60,9 @@ def _always(desc: Desc) -> Status:
 REFERENCE = {
     "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
                             launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
-    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
+    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=True,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
-    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
+    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=True,
                           launch=lambda desc, config, workspace, x, q, bias, residual:
                               reference.matmul(x, q, bias, desc.activation, residual)),
 }  # fmt: skip

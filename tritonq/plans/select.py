@@ -28,7 +28,8 @@ class Plan:
         desc = self.desc
         return KernelSku(
             category="matmul" if desc.op == "matmul" else "quantization", op=desc.op, kernel=f"{self.kernel.name}.r{self.kernel.revision}",
-            element=desc.dtype, layout=getattr(desc, "layout", "row"), epilogue=getattr(desc, "epilogue", None), scheme=str(desc.scheme),
+            element=desc.dtype, layout=getattr(desc, "layout", "row") + ".act_order" * getattr(desc, "act_order", False),
+            epilogue=getattr(desc, "epilogue", None), scheme=str(desc.scheme),
             target=desc.target, config=tuple(self.config.items()), precision_guarantee=self.precision_guarantee(),
         )  # fmt: skip
 
@@ -63,8 +64,12 @@ class Plan:
             check_workspace(workspace, self.workspace_size(), str(self.desc))
         with current_device(tensors[0].device):
             if not isinstance(self.desc, MatmulDesc):
-                return self.kernel.launch(self.desc, self.config, workspace, *tensors)
+                sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
+                out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
+                return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
             x, q = tensors
+            if self.desc.act_order and not self.kernel.act_order:
+                x = x.index_select(-1, q.column_order)
             shape = (*x.shape[:-1], self.desc.features)
             residual = None if residual is None else residual.reshape(self.desc.m, self.desc.features)
             return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)

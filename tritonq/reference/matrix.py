@@ -93,6 +93,7 @@ def dequantize(q: QTensor, dtype: torch.dtype) -> torch.Tensor:
     compute = q.scheme.decode_dtype(dtype)
     for rows in _chunks(0, *q.shape):
         values = decode_rows(q, rows, compute)
+        values = values if q.column_order is None else values.index_select(1, q.column_rank)
         out[rows] = narrow_ref(values) if dtype.itemsize == 2 else values  # torch would round float64 twice on the way to 16 bits
     return out
 
@@ -103,7 +104,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     q = q.relayout("row")
     compute = q.scheme.decode_dtype(x.dtype)
     y = torch.empty(x.shape[0], q.shape[0], dtype=compute, device=x.device)
-    wide = x.to(compute)
+    wide = (x if q.column_order is None else x.index_select(1, q.column_order)).to(compute)
     for rows in _chunks(0, *q.shape, size=16 * CHUNK):
         y[:, rows] = wide @ decode_rows(q, rows, compute).T
     if bias is not None:
@@ -116,7 +117,8 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
 
 
 def decode_rows(q: QTensor, rows: slice, compute: torch.dtype) -> torch.Tensor:
-    """The rows ``rows`` of the decoded matrix: scale * (code - zero_point), or zero_point + scale * code; two roundings."""
+    """The rows ``rows`` of the decoded matrix, columns as packed: scale * (code - zero_point), or zero_point + scale * code; two roundings.
+    """
     scheme = q.scheme
     levels = _levels(q.packed[rows], scheme.format, q.shape[1]).to(compute)
     if not scheme.has_scale or levels.numel() == 0:
