@@ -28,6 +28,7 @@ FLOORS = {
     "tritonq.kernels": 3,
     "tritonq.plans": 4,
     "tritonq.ops": 5,
+    "tritonq.codegen": 5,
     "tritonq.nn": 6,
     "tritonq.matrix": 6,
     "tritonq.nf4_quantizer": 6,

@@ -5,8 +5,8 @@ import pytest
 import triton
 import triton.language as tl
 
-from tests.support import codegen
 from tests.support import feature_kernels as kernels
+from tritonq.codegen import compiler, sass
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def _many_live_values(x, out, N: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def _copy(divisible=None, block=1024, arch=90):
-    return codegen.compile_kernel(kernels.unmasked_copy, {"x": "*fp32", "out": "*fp32"}, {"BLOCK": block}, arch=arch, divisible=divisible)
+    return compiler.compile_kernel(kernels.unmasked_copy, {"x": "*fp32", "out": "*fp32"}, {"BLOCK": block}, arch=arch, divisible=divisible)
 
 
 @pytest.mark.parametrize("arch", [80, 89, 90, 100, 120])
@@ -42,14 +42,14 @@ def test_widths_of_loads_and_stores() -> None:
     assert aligned.global_loads == [128, 128] and aligned.global_stores == [128, 128]
     assert _copy(divisible={"out"}).global_loads == [32] * 8
     assert _copy(divisible={"out"}).global_stores == [128, 128]
-    bytes_report = codegen.compile_kernel(kernels.unmasked_copy, {"x": "*u8", "out": "*u8"}, {"BLOCK": 128}, divisible={"out"})
+    bytes_report = compiler.compile_kernel(kernels.unmasked_copy, {"x": "*u8", "out": "*u8"}, {"BLOCK": 128}, divisible={"out"})
     assert bytes_report.global_loads == [8]
 
 
 def test_the_main_loop_holds_the_matrix_instruction() -> None:
     signature = {"a": "*fp16", "b": "*fp16", "out": "*fp32", "K": "i32"}
     sizes = {"M": 64, "N": 32, "BK": 64}
-    report = codegen.compile_kernel(kernels.pipelined_dot, signature, sizes, divisible={"K"}, num_warps=4, num_stages=3)
+    report = compiler.compile_kernel(kernels.pipelined_dot, signature, sizes, divisible={"K"}, num_warps=4, num_stages=3)
     inside, everywhere = report.histogram(in_loop=True), report.histogram()
     assert inside["HGMMA"] == 4 and inside["LDGSTS"] == 6
     assert 0 < sum(inside.values()) < sum(everywhere.values()) == len(report.instructions)
@@ -60,9 +60,9 @@ def test_the_main_loop_holds_the_matrix_instruction() -> None:
 
 def test_spills_are_counted() -> None:
     signature = {"x": "*fp32", "out": "*fp32"}
-    assert codegen.compile_kernel(_many_live_values, signature, {"N": 2, "BLOCK": 128}, num_warps=1).spills == 0
+    assert compiler.compile_kernel(_many_live_values, signature, {"N": 2, "BLOCK": 128}, num_warps=1).spills == 0
     # 12 blocks of 32 values per thread: more than the 255 registers that a thread may have
-    assert codegen.compile_kernel(_many_live_values, signature, {"N": 12, "BLOCK": 1024}, num_warps=1).spills > 0
+    assert compiler.compile_kernel(_many_live_values, signature, {"N": 12, "BLOCK": 1024}, num_warps=1).spills > 0
 
 
 def test_code_for_amd() -> None:
@@ -72,8 +72,8 @@ def test_code_for_amd() -> None:
 
 def test_launch_options_reach_the_compiler() -> None:
     signature = dict.fromkeys(("x", "y", "z", "out"), "*fp32")
-    fused = codegen.compile_kernel(kernels.multiply_add, signature, {"BLOCK": 128}, enable_fp_fusion=True)
-    separate = codegen.compile_kernel(kernels.multiply_add, signature, {"BLOCK": 128}, enable_fp_fusion=False)
+    fused = compiler.compile_kernel(kernels.multiply_add, signature, {"BLOCK": 128}, enable_fp_fusion=True)
+    separate = compiler.compile_kernel(kernels.multiply_add, signature, {"BLOCK": 128}, enable_fp_fusion=False)
     assert fused.histogram()["FFMA"] > 0 and separate.histogram()["FFMA"] == 0
 
 
@@ -93,7 +93,7 @@ def test_a_listing_is_parsed() -> None:
         /*0070*/                   BRA `(.L_x_3);
         /*0080*/                   NOP;
 """
-    instructions, loops = codegen.parse_sass(listing)
+    instructions, loops = sass.parse_sass(listing)
     assert [i.kind for i in instructions] == ["MOV", "LDG", "HMMA", "BRA", "BRA", "STG", "EXIT"]
     assert [len(loop) for loop in loops] == [2, 4]
     assert instructions[1].width == 64 and instructions[1].predicate == "@!P0" and instructions[5].width == 16

@@ -4,19 +4,10 @@ import torch
 
 from tests.support import survey
 from tritonq import Scheme, reference
+from tritonq.codegen.budgets import MATMUL_FRAG as BUDGETS
+from tritonq.codegen.occupancy import programs_per_multiprocessor
 from tritonq.kernels import frag_launch as kernels
 
-# (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or 32 rows.
-BUDGETS = {
-    ("int4.g128", "float16", 1): 1.75, ("int4.g128", "float16", 16): 2.0, ("int4.g128", "float16", 64): 2.9,
-    ("int4.g128", "bfloat16", 8): 2.0, ("int4.g128", "bfloat16", 9): 2.25, ("int4.g128", "bfloat16", 32): 3.15,
-    ("uint4.g128", "float16", 1): 1.95, ("uint4.g128", "bfloat16", 1): 2.2, ("uint4.g128", "float16", 16): 2.2,
-    ("uint4.g128.fz", "float16", 1): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.95,
-    ("int4.g64", "float16", 1): 2.1, ("int4.g32", "float16", 1): 2.4, ("int4.channel", "float16", 1): 1.75,
-    ("int4.g256", "bfloat16", 1): 2.0,
-    ("nf4.g64", "bfloat16", 1): 3.55, ("nf4.g64", "bfloat16", 16): 3.85, ("nf4.g64", "float16", 1): 3.55, ("nf4.g64", "bfloat16", 64): 4.5,
-    ("fp4_bnb.g64", "float16", 1): 3.55, ("mxfp4", "bfloat16", 1): 4.1,
-}  # fmt: skip
 N, K = 128, 4096
 
 
@@ -28,12 +19,6 @@ def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
     ((name, report, _),) = rows
     assert name == "matmul_frag"
     return report, config
-
-
-def programs_per_multiprocessor(report) -> int:
-    """On sm_90: 64 Ki registers handed out in eights per thread, 227 KiB of shared memory of which a program reserves one, 32 programs."""
-    threads = 32 * report.num_warps
-    return min(65536 // (-(-report.registers // 8) * 8 * threads), 227 * 1024 // (report.shared + 1024), 2048 // threads, 32)
 
 
 @pytest.mark.parametrize("scheme, dtype, m", BUDGETS, ids=lambda v: str(v))
@@ -49,7 +34,8 @@ def test_the_main_loop(scheme, dtype, m):
     assert copies.count(128) >= weights // 32 and set(copies) <= {32, 64, 128}, "weights and x by 16 bytes, scales by 4 or 8"
     assert kinds["LDG"] == 0, "everything in the loop is copied ahead"
     assert len(loop) / weights <= BUDGETS[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
-    assert programs_per_multiprocessor(report) >= (4 if m <= 16 else 2)
+    programs = programs_per_multiprocessor(90, registers=report.registers, shared=report.shared, num_warps=report.num_warps)
+    assert programs >= (4 if m <= 16 else 2)
 
 
 @pytest.mark.parametrize("arch", [80, 89, 120])

@@ -10,6 +10,7 @@ import triton
 import tritonq
 from tests.support import survey
 from tests.support.report import NUMBERS, PATH, measured, page
+from tritonq.codegen.budgets import QUANTIZE_ROWS
 from tritonq.formats import FORMATS
 from tritonq.scheme import PRESETS, Scheme
 
@@ -49,11 +50,10 @@ def test_kernels_of_a_scheme(scheme, arch, dtype):
 
 
 @newest
-@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128", "mxfp4", "int8", "fp8_e4m3"])
+@pytest.mark.parametrize("scheme", QUANTIZE_ROWS)
 def test_instruction_budget(scheme):
-    budget = {"int4.g128": 7.1, "nf4.g64": 9.7, "uint4.g128": 11.7, "mxfp4": 16.3, "int8": 7.3, "fp8_e4m3": 19.0}[scheme]
     row = measured(scheme)[0]
-    assert row.instructions <= budget
+    assert row.instructions <= QUANTIZE_ROWS[scheme]
     assert set(row.stores) <= {128, 32, 16, 8} and 128 in row.stores and row.spills == 0
 
 

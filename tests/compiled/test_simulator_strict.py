@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import codegen, ptx_sim
 from tests.support import feature_kernels as kernels
+from tests.support import ptx_sim
 from tests.support import simulator as tool
 from tests.support.feature_checks import CHECKS, same
 from tests.support.poison import check_fence, fenced, poisoned_empty
 from tests.support.ptx import arithmetic, convert, machine, matrix, numbers, warp
+from tritonq.codegen import compiler
 
 _float_to_bf16 = numbers.float_to_bf16
 
@@ -42,7 +43,7 @@ def _run(kernel, arguments: dict, constexprs: dict, *, grid=(1,), arch: int = 90
     """Compile with every pointer aligned, edit the PTX, run it."""
     pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.uint8: "*u8"}
     signature = {name: pointers[value.dtype] if isinstance(value, torch.Tensor) else "i32" for name, value in arguments.items()}
-    report = codegen.compile_kernel(kernel, signature, constexprs, arch=arch, **options)
+    report = compiler.compile_kernel(kernel, signature, constexprs, arch=arch, **options)
     limits = {"num_warps": report.num_warps, "shared": report.shared, "max_steps": 200_000}
     return ptx_sim.launch(edit(report.ptx), grid, list(arguments.values()), **limits, lazy=lazy)
 
@@ -223,7 +224,7 @@ def test_empty_grid_and_empty_tensor(simulator) -> None:
 
 
 def test_wrong_arguments_are_named(simulator) -> None:
-    with pytest.raises(TypeError, match="argument x of unmasked_copy: the simulator takes no str"):
+    with pytest.raises(TypeError, match="argument x of unmasked_copy: a kernel takes no str"):
         kernels.unmasked_copy[(1,)]("text", torch.empty(128), BLOCK=128)
 
 

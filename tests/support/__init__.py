@@ -1,1 +1,1 @@
-"""Test tools that need no GPU: the repaired interpreter, the PTX simulator, offline code generation, poisoned tensors."""
+"""Test tools that need no GPU: the repaired interpreter, the PTX simulator, surveys of launches, poisoned tensors."""

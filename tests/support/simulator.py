@@ -10,29 +10,13 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 
-import torch
 from triton.runtime.jit import JITFunction
 
-from . import codegen, ptx_sim
+from tritonq.codegen.compiler import compile_source
+from tritonq.codegen.launches import Specialisation, specialise
 
-_POINTER = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-    torch.int16: "*i16",
-    torch.uint16: "*u16",
-    torch.int32: "*i32",
-    torch.uint32: "*u32",
-    torch.int64: "*i64",
-    torch.uint64: "*u64",
-    torch.bool: "*i1",
-    torch.float8_e4m3fn: "*fp8e4nv",
-    torch.float8_e5m2: "*fp8e5",
-}
-_DIVISIBLE = [["tt.divisibility", 16]]
+from . import ptx_sim
+
 _real_run = JITFunction.run
 _kernels: dict = {}
 
@@ -60,50 +44,6 @@ class Simulator:
 _current: Simulator | None = None
 
 
-@dataclasses.dataclass
-class _Specialisation:
-    """What the JIT would decide from the arguments of one launch."""
-
-    signature: dict
-    constexprs: dict
-    attrs: dict
-    values: list
-
-
-def _integer_type(value: int) -> str:
-    if -(2**31) <= value < 2**31:
-        return "i32"
-    return "i64" if value < 2**63 else "u64"
-
-
-def _specialise(kernel: JITFunction, arguments: dict) -> _Specialisation:
-    spec = _Specialisation({}, {}, {}, [])
-    for index, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        frozen = parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not frozen):
-            spec.constexprs[name] = value
-            continue
-        aligned = False
-        if isinstance(value, torch.Tensor):
-            if value.device.type != "cpu":
-                raise TypeError(f"argument {name} of {kernel.__name__} is on {value.device}; the simulator runs CPU tensors")
-            kind, aligned = _POINTER[value.dtype], value.data_ptr() % 16 == 0
-        elif isinstance(value, bool):
-            kind, value = "u1", int(value)
-        elif isinstance(value, int):
-            kind, aligned = _integer_type(value), value % 16 == 0
-        elif isinstance(value, float):
-            kind = "fp32"
-        else:
-            raise TypeError(f"argument {name} of {kernel.__name__}: the simulator takes no {type(value).__name__}")
-        spec.signature[name] = parameter.annotation_type or kind
-        spec.values.append(value)
-        if aligned and not frozen and not parameter.do_not_specialize_on_alignment:
-            spec.attrs[(index,)] = _DIVISIBLE
-    return spec
-
-
 def _freeze(value):
     """A hashable stand-in that tells apart what the compiler tells apart (1, 1.0 and True differ; functions by identity)."""
     if isinstance(value, (tuple, list)):
@@ -111,7 +51,7 @@ def _freeze(value):
     return (type(value).__name__, value if isinstance(value, (int, float, str, bool, type(None))) else id(value))
 
 
-def _compile(kernel: JITFunction, spec: _Specialisation, options: dict):
+def _compile(kernel: JITFunction, spec: Specialisation, options: dict):
     key = (
         id(kernel),
         _current.arch,
@@ -121,7 +61,7 @@ def _compile(kernel: JITFunction, spec: _Specialisation, options: dict):
         tuple(sorted((name, _freeze(value)) for name, value in options.items())),
     )
     if key not in _kernels:
-        compiled = codegen.compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
+        compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
         _kernels[key] = compiled, kernel, spec.constexprs  # the last two keep the identities in the key alive
         _current.compiles += 1
     return _kernels[key][0]
@@ -131,7 +71,7 @@ def _run(self: JITFunction, *args, grid, warmup, **kwargs):
     options = {**_current.options, **{k: kwargs.pop(k) for k in list(kwargs) if k not in self.arg_names}}
     bound = inspect.signature(self.fn).bind(*args, **kwargs)
     bound.apply_defaults()
-    compiled = _compile(self, spec := _specialise(self, dict(bound.arguments)), options)
+    compiled = _compile(self, spec := specialise(self, dict(bound.arguments)), options)
     _current.last = compiled
     if warmup:
         return compiled

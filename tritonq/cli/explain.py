@@ -1,5 +1,7 @@
-"""``tritonq explain --m M --n N --k K --scheme S``: every kernel for a matmul, chosen or refused and why."""
+"""``tritonq explain --m M --n N --k K --scheme S``: every kernel for a matmul, chosen or refused and why; ``--codegen``: its code."""
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
@@ -8,7 +10,7 @@ from ..plans.core import Target
 from ..plans.descriptors import MatmulDesc
 from ..plans.select import explain
 from ..scheme import Scheme
-from .output import print_json, say
+from .output import print_json, say, table
 from .parser import UsageError, add_json, count
 
 _DTYPES = {"fp16": torch.float16, "float16": torch.float16, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
@@ -23,23 +25,55 @@ def add_command(commands) -> None:
     parser.add_argument("--dtype", default="bf16", choices=sorted(_DTYPES), help="of x (default bf16)")
     parser.add_argument("--target", help="cpu, or a GPU that need not be here: sm_90, gfx942 (default: this machine)")
     parser.add_argument("--layout", default="row", choices=sorted(LAYOUTS), help="of the weight (default row)")
+    text = "compile that kernel, report its registers, loads and instructions, and fail where they break a rule (docs/kernels.md)"
+    parser.add_argument("--codegen", action="store_true", help=text)
+    parser.add_argument("--arch", help="with --codegen, instead of --target: one or several architectures, 80,90,gfx942")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args) -> int:
+    if args.arch is not None and (args.target is not None or not args.codegen):
+        raise UsageError("--arch takes the place of --target with --codegen; for the choice alone write --target sm_90")
     dtype = _DTYPES[args.dtype]
-    scheme, target = Scheme.parse(args.scheme), _target(args.target)
+    scheme, targets = Scheme.parse(args.scheme), _targets(args)
     if reason := LAYOUTS[args.layout].refuses(scheme, dtype):
         raise UsageError(reason)
-    desc = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=target, source_dtype=dtype, layout=args.layout)
-    text = explain(desc)
+    first = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=targets[0], source_dtype=dtype, layout=args.layout)
+    descs = [replace(first, target=target) for target in targets]
+    rows = _compiled(descs) if args.codegen else []
     if args.json:
-        problem, *kernels = text.splitlines()
-        print_json({"problem": problem, "kernels": [line.strip() for line in kernels]})
+        problem, *kernels = explain(first).splitlines()
+        report = {"problem": problem, "kernels": [line.strip() for line in kernels]}
+        print_json(report | ({"codegen": [row.summary() for row in rows]} if args.codegen else {}))
     else:
-        say(text)
-    return 0
+        say("\n".join(explain(desc) for desc in descs))
+        if args.codegen:
+            _print(rows)
+    return 1 if any(row.violations() for row in rows) else 0
+
+
+def _compiled(descs: list[MatmulDesc]) -> list:
+    from ..codegen import examine
+
+    return [row for desc in descs for row in examine(desc)]
+
+
+def _print(rows: list) -> None:
+    from ..codegen.table import COLUMNS, cells
+
+    table("compiled, not run", list(COLUMNS), [cells(row) for row in rows])
+    for violation in (v for row in rows for v in row.violations()):
+        say(f"fails: {violation}")
+
+
+def _targets(args) -> list[Target]:
+    """What --target or --arch name; code is generated for sm_90 where neither does and there is no GPU."""
+    if args.arch is not None:
+        return [_target(f"sm_{arch}" if arch.isdigit() else arch) for arch in args.arch.split(",")]
+    if args.codegen and args.target is None and not torch.cuda.is_available():
+        return [_target("sm_90")]
+    return [_target(args.target)]
 
 
 def _target(text: str | None) -> Target:

@@ -1,7 +1,7 @@
-"""Offline compilation of a Triton kernel for an architecture that is not here, and what the compiler made of it.
+"""Floor 5. Compile a Triton kernel for a GPU that is not here, and what the compiler made of it.
 
->>> report = compile_kernel(kernel, {"x": "*fp16", "n": "i32"}, {"BLOCK": 128}, arch=90, num_warps=4)
->>> report.registers, report.spills, report.instructions, report.global_loads
+``compile_kernel(kernel, {"x": "*fp16", "n": "i32"}, {"BLOCK": 128}, arch=90, num_warps=4)`` gives a :class:`Report`. The tools that read
+binaries are those inside Triton's wheel; nothing is launched and no driver is loaded.
 """
 from __future__ import annotations
 
@@ -13,72 +13,28 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from .._triton import triton
+from ..errors import UnsupportedError
+from .ptx import load_widths
+from .sass import MATRIX, Instruction, parse_sass, shortest_path
 
-_TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Za-z0-9_.]*)\s*(.*?);")
-_LABEL = re.compile(r"^\s*(\.L_?\w+):")
-_BRANCH_TARGET = re.compile(r"`\((\.L\w+)\)")
-_MATRIX = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "DMMA", "UTCHMMA", "UTCQMMA", "OMMA")
-_NOT_WORK = ("NOP", "BRA", "EXIT")  # padding after EXIT is an endless BRA and NOPs
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """One machine instruction: ``opcode`` with its modifiers (``LDG.E.128.CONSTANT``), operands and predicate (``@!P0`` or "")."""
-
-    address: int
-    opcode: str
-    operands: str
-    predicate: str
-
-    @property
-    def kind(self) -> str:
-        """The opcode without modifiers."""
-        return self.opcode.split(".")[0]
-
-    @property
-    def width(self) -> int:
-        """Bits that a load or store moves per thread (32 where the opcode names no width)."""
-        for part in self.opcode.split(".")[1:]:
-            if part in ("U8", "S8"):
-                return 8
-            if part in ("U16", "S16"):
-                return 16
-            if part in ("64", "128", "256"):
-                return int(part)
-        return 32
-
-
-def parse_sass(text: str) -> tuple[list[Instruction], list[list[Instruction]]]:
-    """The instructions of an ``nvdisasm -c`` listing up to the final padding, and its loops (backward branches), innermost first."""
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    loops = []
-    for line in text.splitlines():
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(instructions)
-        elif found := _INSTRUCTION.match(line):
-            instructions.append(Instruction(address=int(found[1], 16), opcode=found[3], operands=found[4], predicate=found[2] or ""))
-            target = _BRANCH_TARGET.search(found[4]) if found[3].startswith("BRA") else None
-            # a branch to itself is the trap that pads the end of the code
-            if target and labels.get(target[1], len(instructions)) < len(instructions) - 1:
-                loops.append(instructions[labels[target[1]] :])
-    while instructions and instructions[-1].kind in _NOT_WORK and instructions[-1].kind != "EXIT":
-        instructions.pop()
-    return instructions, sorted(loops, key=len)
+_WARNING = re.compile(r"\b(C75\d\d)\b\)?\s*:?\s*(.*)")
+_WAIT = re.compile(r"warp_group_dot_wait\b.*?pendings = (\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one compilation produced. CUDA targets have ``ptx`` and ``cubin``; HIP targets have ``amdgcn`` and registers only."""
+    """What one compilation produced. CUDA targets have ``ptx`` and ``cubin``; HIP targets have ``amdgcn``, registers and spills only.
+
+    ``registers`` per thread; ``stack`` and ``local`` in bytes per thread, ``shared`` in bytes per program; ``arguments`` are the names of
+    the run-time arguments in the order of the PTX parameters.
+    """
 
     arch: int | str
     ttgir: str
+    arguments: tuple[str, ...] = ()
     ptx: str = ""
     amdgcn: str = ""
     cubin: bytes = b""
@@ -114,8 +70,8 @@ class Report:
 
     @property
     def main_loop(self) -> list[Instruction]:
-        """The shortest loop with a matrix instruction, else the longest loop, else all instructions."""
-        with_matrix = [loop for loop in self.loops if any(i.kind in _MATRIX for i in loop)]
+        """The shortest loop with a matrix instruction, else the longest loop, else all instructions (none on HIP)."""
+        with_matrix = [loop for loop in self.loops if any(i.kind in MATRIX for i in loop)]
         if with_matrix:
             return with_matrix[0]
         return self.loops[-1] if self.loops else self.instructions
@@ -135,16 +91,68 @@ class Report:
         """Bits per thread of each global store in program order."""
         return [i.width for i in self.instructions if i.kind == "STG"]
 
+    @property
+    def shortest_path(self) -> int:
+        """Instructions that a program without special cases executes, see :func:`sass.shortest_path`."""
+        return shortest_path(self.sass)
+
+    @functools.cached_property
+    def loads(self) -> dict[str, list[int]]:
+        """Bits per thread of each global load, by the pointer argument that it reads through."""
+        return {self.arguments[i]: widths for i, widths in load_widths(self.ptx).items() if i < len(self.arguments)}
+
+    @property
+    def wgmma_in_flight(self) -> list[int]:
+        """For each wait for wgmma, how many may still run after it; above 0, ptxas tends to serialise or to miscount (Triton 3.6)."""
+        return [int(pendings) for pendings in _WAIT.findall(self.ttgir)]
+
+    @functools.cached_property
+    def warnings(self) -> list[str]:
+        """ptxas's C75xx warnings: wgmma instructions that it had to serialise. Without wgmma it has none to give and is not run again."""
+        if "wgmma" not in self.ptx and "setmaxnreg" not in self.ptx:
+            return []
+        return ptxas_warnings(self.ptx, self.arch)
+
 
 def _tool(name: str, *arguments: str, blob: bytes) -> str:
     """Run one of the binary tools of the Triton wheel on a cubin."""
+    tools = pathlib.Path(require_triton().__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernel.cubin")
         path.write_bytes(blob)
-        done = subprocess.run([os.fspath(_TOOLS / name), *arguments, os.fspath(path)], capture_output=True, text=True)
+        done = subprocess.run([os.fspath(tools / name), *arguments, os.fspath(path)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr[:300]}")
     return done.stdout
+
+
+def require_triton():
+    """The module, where kernels are compiled; refuses a process without Triton or with its interpreter."""
+    if triton is None:
+        raise UnsupportedError("compiling kernels needs Triton, which is not installed; pip install triton")
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        raise UnsupportedError("TRITON_INTERPRET is set, so kernels are interpreted and never compiled; unset it")
+    return triton
+
+
+def ptxas_warnings(ptx: str, arch: int) -> list[str]:
+    """The C75xx warnings ("Potential Performance Loss: wgmma instructions are serialized ...") of Triton's ptxas on this PTX."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    gpu = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", os.fspath(path), "-o", os.fspath(path.with_suffix(".cubin"))]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ptxas failed: {done.stderr[:300]}")
+    return parse_warnings(done.stderr)
+
+
+def parse_warnings(log: str) -> list[str]:
+    """``"C7510: Potential Performance Loss: ..."``, each once, of a log of ptxas."""
+    return list(dict.fromkeys(f"{code}: {text.strip()}" for code, text in _WARNING.findall(log)))
 
 
 def _cuda_resources(cubin: bytes) -> dict[str, int]:
@@ -163,16 +171,22 @@ def _hip_resources(amdgcn: str) -> dict[str, int]:
     return {"registers": number(r"\.vgpr_count:\s+(\d+)"), "stack": number(r"\.private_segment_fixed_size:\s+(\d+)")}
 
 
-def target_for(arch: int | str) -> GPUTarget:
+def target_for(arch: int | str):
     """80, 89, 90, 100, 120 are CUDA targets; names such as "gfx942" are HIP targets."""
+    require_triton()
+    from triton.backends.compiler import GPUTarget
+
     return GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
 
 
 def compile_source(fn, signature: Mapping[str, str], constexprs: Mapping[str, object], attrs: Mapping, arch: int | str, options: Mapping):
     """``triton.compile`` with full control over the specialisation; returns Triton's compiled kernel."""
     full = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
+    target = target_for(arch)
+    from triton.compiler import ASTSource
+
     source = ASTSource(fn=fn, signature=full, constexprs=dict(constexprs), attrs=dict(attrs))
-    return triton.compile(source, target=target_for(arch), options=dict(options))
+    return triton.compile(source, target=target, options=dict(options))
 
 
 def compile_kernel(
@@ -197,12 +211,13 @@ def compile_kernel(
         aligned |= pointers
     attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in aligned and name not in constexprs}
     kernel = compile_source(fn, signature, constexprs, attrs, arch, options)
-    return report_of(kernel, arch)
+    return report_of(kernel, arch, [name for name in fn.arg_names if name not in constexprs])
 
 
-def report_of(kernel, arch: int | str) -> Report:
-    """The report of one of Triton's compiled kernels."""
-    common = {"arch": arch, "ttgir": kernel.asm["ttgir"], "shared": kernel.metadata.shared, "num_warps": kernel.metadata.num_warps}
+def report_of(kernel, arch: int | str, arguments: Iterable[str] = ()) -> Report:
+    """The report of one of Triton's compiled kernels; ``arguments`` names its run-time arguments in order."""
+    meta = kernel.metadata
+    common = {"arch": arch, "ttgir": kernel.asm["ttgir"], "shared": meta.shared, "num_warps": meta.num_warps, "arguments": tuple(arguments)}
     if isinstance(arch, int):
         cubin = kernel.asm["cubin"]
         return Report(**common, ptx=kernel.asm["ptx"], cubin=cubin, **_cuda_resources(cubin))

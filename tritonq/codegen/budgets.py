@@ -1,0 +1,22 @@
+"""Floor 5. Instruction budgets: the one table of what code may cost, read by ``explain --codegen``, ``make lint-kernels`` and the tests.
+
+To add a row: compile the case, ``tritonq explain --m 1 --n 4096 --k 4096 --scheme S --layout frag --target sm_90 --codegen``, on the newest
+and the oldest Triton, and write down the larger figure, rounded up to the next 0.05. A row is only raised where correctness costs more.
+"""
+from __future__ import annotations
+
+ARCH = 90  # whose figures these are
+COLUMNS = 4096  # K of MATMUL_FRAG's rows: another K may take another tile, which has no budget
+# (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or 32 rows.
+MATMUL_FRAG = {
+    ("int4.g128", "float16", 1): 1.75, ("int4.g128", "float16", 16): 2.0, ("int4.g128", "float16", 64): 2.9,
+    ("int4.g128", "bfloat16", 8): 2.0, ("int4.g128", "bfloat16", 9): 2.25, ("int4.g128", "bfloat16", 32): 3.15,
+    ("uint4.g128", "float16", 1): 1.95, ("uint4.g128", "bfloat16", 1): 2.2, ("uint4.g128", "float16", 16): 2.2,
+    ("uint4.g128.fz", "float16", 1): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.95,
+    ("int4.g64", "float16", 1): 2.1, ("int4.g32", "float16", 1): 2.4, ("int4.channel", "float16", 1): 1.75,
+    ("int4.g256", "bfloat16", 1): 2.0,
+    ("nf4.g64", "bfloat16", 1): 3.55, ("nf4.g64", "bfloat16", 16): 3.85, ("nf4.g64", "float16", 1): 3.55, ("nf4.g64", "bfloat16", 64): 4.5,
+    ("fp4_bnb.g64", "float16", 1): 3.55, ("mxfp4", "bfloat16", 1): 4.1,
+}  # fmt: skip
+# scheme: instructions per element of bfloat16 on the way without special values, at most.
+QUANTIZE_ROWS = {"int4.g128": 7.1, "nf4.g64": 9.7, "uint4.g128": 11.7, "mxfp4": 16.3, "int8": 7.3, "fp8_e4m3": 19.0}

@@ -1,0 +1,140 @@
+"""Floor 5. What the code of each kernel has to be. A rule applies where the kernel's line in EXPECTED gives it something to check.
+
+For every kernel: no spills, no C75xx warning of ptxas, no wgmma left in flight at a wait. Budgets are those of :mod:`budgets`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import budgets
+
+if TYPE_CHECKING:
+    from .examine import Row
+
+WEIGHT_LOAD = 128  # bits per thread
+# What weights that go from the load to the tensor core have no use for: shared memory written, shuffles, conversions, spills.
+DETOURS = ("STS", "SHFL", "I2F", "I2FP", "F2F", "STL", "LDL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What one kernel's code has to be; a field left out is not checked.
+
+    Attributes:
+        matrix: the one matrix instruction.
+        weights: the argument whose loads take 16 bytes per thread.
+        barred: machine instructions that the main loop must not hold.
+        programs: rows of the tile of x -> programs per multiprocessor, at least (on the architecture of the budgets).
+        per: what instructions per weight are counted over: the main "loop", a whole "program", or None where neither is the cost.
+        budget: the budget of a row of the table, or None.
+    """
+
+    matrix: str | None = None
+    weights: str | None = None
+    barred: tuple[str, ...] = ()
+    programs: Mapping[int, int] = field(default_factory=dict)
+    per: str | None = None
+    budget: Callable[[Row], float | None] = lambda row: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """A rule that a kernel's code breaks: which kernel, compiled how, which rule, and the value that broke it."""
+
+    kernel: str
+    config: str
+    rule: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.config}: {self.rule}: {self.value}"
+
+
+def _loop_budget(row: Row) -> float | None:
+    """That of the table's row with the same tile at K = budgets.COLUMNS, the least where several have it; None for other tiles."""
+    from ..kernels.frag_launch import config
+
+    def tile(config: dict) -> tuple:
+        return tuple(config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+
+    rows = budgets.MATMUL_FRAG.items()
+    return min((value for (scheme, dtype, m), value in rows if (scheme, dtype) == (row.scheme, row.dtype)
+                and tile(config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1)) == tile(row.constants)), default=None)  # fmt: skip
+
+
+def _quantize_budget(row: Row) -> float | None:
+    return budgets.QUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" else None
+
+
+EXPECTED: dict[str, Expected] = {
+    # mma.sync, which needs no proxy fence between cp.async and wgmma; everything in the loop is copied ahead
+    "matmul_frag": Expected(
+        matrix="HMMA", weights="w_ptr", barred=(*DETOURS, "LDG"), programs={8: 4, 16: 4, 32: 2}, per="loop", budget=_loop_budget
+    ),
+    "matmul_tiles": Expected(per="loop"),
+    "quantize_rows": Expected(per="program", budget=_quantize_budget),
+    "quantize_area": Expected(),
+    "range_partials": Expected(per="program"),
+    "dequantize_tiles": Expected(per="program"),
+}
+
+
+def _spills(row: Row) -> str | None:
+    return f"{row.spills} bytes per thread" if row.spills else None
+
+
+def _warnings(row: Row) -> str | None:
+    return "; ".join(row.warnings) or None
+
+
+def _waits(row: Row) -> str | None:
+    left = [pendings for pendings in row.wgmma_in_flight if pendings]
+    return f"warp_group_dot_wait leaves {max(left)} in flight" if left else None
+
+
+def _matrix(row: Row) -> str | None:
+    want = row.expected.matrix
+    got = [kind for kind in row.matrix if kind.split(".")[0] != want]
+    return f"{', '.join(got) or 'none'} instead of {want}" if want and (got or not row.matrix) else None
+
+
+def _weight_loads(row: Row) -> str | None:
+    name = row.expected.weights
+    widths = row.weight_loads
+    if name is None or (widths and min(widths) >= WEIGHT_LOAD):
+        return None
+    return f"{name} is loaded {min(widths)} bits at a time" if widths else f"no load of {name} was found"
+
+
+def _barred(row: Row) -> str | None:
+    found = [f"{count} {kind}" for kind, count in row.loop.items() if kind in row.expected.barred]
+    return f"{', '.join(found)} in the main loop" if found else None
+
+
+def _budget(row: Row) -> str | None:
+    over = row.budget is not None and row.per_weight > row.budget
+    return f"{row.per_weight:.3f} instructions per weight, at most {row.budget}" if over else None
+
+
+def _programs(row: Row) -> str | None:
+    least = row.expected.programs.get(row.constants.get("BLOCK_M"), 0) if row.arch == budgets.ARCH else 0
+    return f"{row.programs} programs per multiprocessor, at least {least}" if (row.programs or 0) < least else None
+
+
+def _listed(row: Row) -> str | None:
+    return None if row.kernel in EXPECTED else "the kernel has no line in tritonq/codegen/rules.py"
+
+
+GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "listed": _listed}
+MACHINE_CODE = {
+    "matrix instruction": _matrix, "weight loads": _weight_loads, "main loop": _barred, "budget": _budget, "occupancy": _programs,
+}  # fmt: skip
+
+
+def violations(row: Row) -> list[Violation]:
+    """Every rule that the row breaks. Machine code is read on CUDA architectures only."""
+    rules = GENERAL | (MACHINE_CODE if isinstance(row.arch, int) else {})
+    found = {name: rule(row) for name, rule in rules.items()}
+    return [Violation(kernel=row.kernel, config=row.config, rule=name, value=value) for name, value in found.items() if value]
