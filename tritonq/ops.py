@@ -15,19 +15,22 @@ from .reference.matrix import ACTIVATIONS
 from .scheme import FLOAT_DTYPES, Scheme
 
 
-def quantize(x: torch.Tensor, scheme: str | Scheme, *, g_idx: torch.Tensor | None = None) -> QTensor:
+def quantize(x: torch.Tensor, scheme: str | Scheme, *, layout: str = "row", g_idx: torch.Tensor | None = None) -> QTensor:
     """Quantize a matrix under a scheme and pack its codes.
 
     Args:
         x: ``[N, K]`` float16, bfloat16, float32 or float64; any strides, any N and K, also 0. Not modified.
         scheme: a :class:`Scheme` or its text, such as ``"nf4.g64"``; see docs/formats.md.
+        layout: ``"row"``, or a kernel's own such as ``"frag"``: what ``quantize(x, scheme).relayout(layout)`` gives, in one launch where
+            ``explain(QuantizeDesc.of(x, scheme, layout))`` says so.
         g_idx: act-order: integers ``[K]``, the group of each column, where the columns of a group do not lie side by side.
 
     Returns:
-        QTensor of shape (N, K) in the ``row`` layout.
+        QTensor of shape (N, K) in ``layout``.
 
     Raises:
-        InvalidProblemError: not a matrix, not a float dtype, an unknown scheme.
+        InvalidProblemError: not a matrix, not a float dtype, an unknown scheme or layout, a layout that cannot hold the scheme, a
+            ``g_idx`` that does not fit.
 
     Precision:
         Codes, scales and zero points are bit-identical on every backend (IEEE division by the scale as stored; float64 input is
@@ -39,7 +42,7 @@ def quantize(x: torch.Tensor, scheme: str | Scheme, *, g_idx: torch.Tensor | Non
         >>> tritonq.quantize(torch.randn(64, 256), "nf4.g64").bits_per_weight
         4.5
     """
-    desc = QuantizeDesc.of(x, scheme)
+    desc = QuantizeDesc.of(x, scheme, layout)
     order = None if g_idx is None else column_order(g_idx, desc.k, desc.scheme.group_size)
     if order is None:
         return select(desc).run(x.detach())

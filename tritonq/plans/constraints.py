@@ -5,7 +5,7 @@ from ..layouts import LAYOUTS
 from ..reference.matrix import ACTIVATIONS
 from ..scheme import FLOAT_DTYPES
 from .core import OK, Status, dtype_name
-from .descriptors import Desc, MatmulDesc
+from .descriptors import Desc, MatmulDesc, QuantizeDesc
 
 # Offsets inside kernels are 64-bit; a column number, the end of a tile included, fits 32 bits.
 MAX_DIMENSION = 2**31 - 2**16
@@ -21,8 +21,10 @@ def valid(desc: Desc) -> Status:
             return Status(f"{name}={size!r} is not a whole number")
         if not 0 <= size <= MAX_DIMENSION:
             return Status(f"{name}={size} is not in 0..{MAX_DIMENSION}; split the matrix")
-    if getattr(desc, "layout", "row") not in LAYOUTS:
+    if desc.layout not in LAYOUTS:
         return Status(f"unknown layout {desc.layout!r}; known layouts: {', '.join(LAYOUTS)}")
+    if isinstance(desc, QuantizeDesc) and (reason := LAYOUTS[desc.layout].refuses(desc.scheme, desc.dtype)):
+        return Status(reason)
     if isinstance(desc, MatmulDesc) and desc.activation is not None and desc.activation not in ACTIVATIONS:
         return Status(f"unknown activation {desc.activation!r}; known activations: {', '.join(ACTIVATIONS)}")
     if isinstance(desc, MatmulDesc) and desc.activation == "swiglu" and desc.n % 2:

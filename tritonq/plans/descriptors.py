@@ -13,26 +13,29 @@ from .core import Target, dtype_name, expect_dense, expect_type
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeDesc:
-    """Quantize ``[n, k]`` of ``dtype`` under ``scheme``."""
+    """Quantize ``[n, k]`` of ``dtype`` under ``scheme`` into ``layout``."""
 
     n: int
     k: int
     dtype: torch.dtype
     scheme: Scheme
     target: Target
+    layout: str = "row"
 
     op = "quantize"
 
     @classmethod
-    def of(cls, x: torch.Tensor, scheme: Scheme | str) -> QuantizeDesc:
-        """The descriptor of ``tritonq.quantize(x, scheme)``; refuses anything but a matrix."""
+    def of(cls, x: torch.Tensor, scheme: Scheme | str, layout: str = "row") -> QuantizeDesc:
+        """The descriptor of ``tritonq.quantize(x, scheme, layout=)``; refuses anything but a matrix."""
         expect_dense(x, "x")
         if x.dim() != 2:
             raise InvalidProblemError(f"x must be a matrix [N, K], got shape {tuple(x.shape)}; reshape it first")
-        return cls(n=x.shape[0], k=x.shape[1], dtype=x.dtype, scheme=Scheme.parse(scheme), target=Target.of(x.device))
+        return cls(n=x.shape[0], k=x.shape[1], dtype=x.dtype, scheme=Scheme.parse(scheme), target=Target.of(x.device),
+                   layout=expect_type(layout, str, "layout"))  # fmt: skip
 
     def __str__(self) -> str:
-        return f"quantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target})"
+        tail = f", {self.layout}" if self.layout != "row" else ""
+        return f"quantize(n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ if triton is not None:
     from ..kernels import dequantize as dequantize_kernels
     from ..kernels import matmul as matmul_kernels
     from ..kernels import quantize as quantize_kernels
-    from .frag_entry import MATMUL_FRAG
+    from ..kernels import quantize_frag as quantize_frag_kernels
+    from .frag_entry import MATMUL_FRAG, MAX_K
 
     def _is_rows(desc: QuantizeDesc) -> Status:
         if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
@@ -37,6 +38,17 @@ if triton is not None:
             scale, second, offset = double_quantize(scale)
         return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, second, offset)
 
+    def _is_frag(desc: QuantizeDesc) -> Status:
+        if desc.layout != "frag" or desc.n * desc.k == 0:
+            return Status(f"writes layout 'frag' of a matrix that has elements; {desc.layout!r} and n={desc.n}, k={desc.k} are asked for")
+        if desc.k > MAX_K:
+            return Status(f"takes at most {MAX_K} columns, got {desc.k}; quantize into 'row' and relayout")
+        return Status(quantize_frag_kernels.refuses(desc.scheme, desc.dtype, desc.k))
+
+    def _quantize_frag(desc, config, workspace, x):
+        packed, scale, zero_point = quantize_frag_kernels.quantize(x, desc.scheme, config)
+        return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, layout="frag")
+
     def _config(desc: QuantizeDesc) -> dict[str, int]:
         return quantize_kernels.config(desc.scheme, desc.n, desc.k, desc.dtype)
 
@@ -50,6 +62,8 @@ if triton is not None:
         return matmul_kernels.config(desc.m, desc.dtype)
 
     KERNELS += [
+        KernelEntry(op="quantize", name="quantize_frag", revision=1, can_implement=_is_frag, guarantee=exact,
+                    config=lambda desc: quantize_frag_kernels.config(), launch=_quantize_frag),
         KernelEntry(op="quantize", name="quantize_rows", revision=1, can_implement=_is_rows, config=_config, guarantee=exact,
                     launch=_quantize),
         KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact,

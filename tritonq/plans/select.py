@@ -28,7 +28,7 @@ class Plan:
         desc = self.desc
         return KernelSku(
             category="matmul" if desc.op == "matmul" else "quantization", op=desc.op, kernel=f"{self.kernel.name}.r{self.kernel.revision}",
-            element=desc.dtype, layout=getattr(desc, "layout", "row") + ".act_order" * getattr(desc, "act_order", False),
+            element=desc.dtype, layout=desc.layout + ".act_order" * getattr(desc, "act_order", False),
             epilogue=getattr(desc, "epilogue", None), scheme=str(desc.scheme),
             target=desc.target, config=tuple(self.config.items()), precision_guarantee=self.precision_guarantee(),
         )  # fmt: skip
@@ -66,6 +66,8 @@ class Plan:
             if not isinstance(self.desc, MatmulDesc):
                 sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
                 out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
+                if isinstance(out, QTensor):
+                    return out.relayout(self.desc.layout)
                 return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
             x, q = tensors
             if self.desc.act_order and not self.kernel.act_order:
@@ -79,7 +81,7 @@ class Plan:
         if len(tensors) != want:
             raise InvalidProblemError(f"{self.desc} takes {want} positional tensors, got {len(tensors)}")
         if isinstance(self.desc, QuantizeDesc):
-            return QuantizeDesc.of(tensors[0], self.desc.scheme)
+            return QuantizeDesc.of(tensors[0], self.desc.scheme, self.desc.layout)
         if isinstance(self.desc, DequantizeDesc):
             return DequantizeDesc.of(tensors[0], self.desc.dtype)
         return MatmulDesc.of(*tensors, activation=self.desc.activation, **epilogue)
