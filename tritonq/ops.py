@@ -8,7 +8,7 @@ import torch
 from .act_order import column_order
 from .errors import InvalidProblemError
 from .plans.core import expect_type
-from .plans.descriptors import DequantizeDesc, MatmulDesc, QuantizeDesc
+from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .plans.select import Plan, select
 from .qtensor import QTensor
 from .reference.matrix import ACTIVATIONS
@@ -95,7 +95,8 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     Precision:
         ``select(MatmulDesc.of(x, q)).precision_guarantee().bound(x, q)`` bounds the error elementwise.
 
-    Gradients flow to x, bias and residual, through the decoded weight; the forward keeps x and the packed weight alone.
+    Gradients flow to x, bias and residual. The forward keeps nothing but the packed weight, with an activation x and bias too; see
+    docs/matmul.md.
 
     Example:
         >>> import torch, tritonq
@@ -112,12 +113,13 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
 
 
 class _Matmul(torch.autograd.Function):
-    """The fused forward; the backward recomputes what stands before the activation instead of keeping it."""
+    """The fused forward. dx needs dy and the packed weight alone; x is kept only where an activation's argument must be computed again."""
 
     @staticmethod
     def forward(ctx, plan: Plan, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, bias)
+        ctx.save_for_backward(*((x, bias) if plan.desc.activation is not None else (None, None)))
         ctx.plan, ctx.q = plan, q
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
         return plan.run(x, q, bias=bias, residual=residual)
 
@@ -125,13 +127,18 @@ class _Matmul(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         x, bias = ctx.saved_tensors
-        desc, compute = ctx.plan.desc, ctx.q.scheme.decode_dtype(grad.dtype)
-        d_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
-        d_sum = grad.to(compute)
-        if desc.activation is not None:
+        desc, q, needs = ctx.plan.desc, ctx.q, ctx.needs_input_grad
+        d_residual = grad.to(ctx.residual_dtype) if needs[4] else None
+        d_sum = grad
+        if desc.activation is not None and (needs[1] or needs[3]):
             with torch.enable_grad():
-                before = matmul(x.detach().to(compute), ctx.q, bias).detach().requires_grad_()
-                (d_sum,) = torch.autograd.grad(ACTIVATIONS[desc.activation](before), before, d_sum)
-        d_bias = None if bias is None else d_sum.reshape(-1, desc.n).sum(0).to(bias.dtype)
-        d_x = (d_sum @ dequantize(ctx.q, compute)).to(x.dtype) if ctx.needs_input_grad[1] else None
+                limit = torch.finfo(x.dtype)  # what the forward had in float32 may be beyond x's dtype, where a derivative would be NaN
+                before = matmul(x.detach(), q, None if bias is None else bias.detach()).clamp(limit.min, limit.max)
+                before = before.to(q.scheme.decode_dtype(x.dtype)).requires_grad_()
+                (d_sum,) = torch.autograd.grad(ACTIVATIONS[desc.activation](before), before, grad.to(before.dtype))
+        d_bias = d_sum.reshape(-1, desc.n).sum(0, dtype=q.scheme.decode_dtype(grad.dtype)).to(ctx.bias_dtype) if needs[3] else None
+        d_x = None
+        if needs[1]:
+            dy = d_sum.to(grad.dtype)
+            d_x = select(MatmulBackwardDesc.of(dy, q)).run(dy, q)
         return None, d_x, None, d_bias, d_residual

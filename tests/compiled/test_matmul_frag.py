@@ -233,15 +233,16 @@ def test_gradients_flow_through_the_layout(simulator):
     assert torch.allclose(x.grad.double(), reference.dequantize(row, torch.float64).sum(0).expand(2, -1), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("scheme, dtype, reason", [
-    ("int4", torch.float32, "float16 or bfloat16"), ("int4.g48", torch.float16, "groups of 32, 64"), ("nvfp4", torch.float16, "has 16"),
+@pytest.mark.parametrize("scheme, dtype, reason, chosen", [
+    ("int4", torch.float32, "float16 or bfloat16", "matmul_tiles"), ("int4.g48", torch.float16, "groups of 32, 64", "dequantize_matmul"),
+    ("nvfp4", torch.float16, "has 16", "dequantize_matmul"),
 ])  # fmt: skip
-def test_what_it_refuses_goes_to_the_portable_kernel(scheme, dtype, reason, simulator):
+def test_what_it_refuses_goes_to_kernels_that_decode_apart(scheme, dtype, reason, chosen, simulator):
     row = weight(scheme, 8, 96, torch.float16) if scheme != "nvfp4" else reference.quantize(torch.randn(8, 96).half(), Scheme.parse(scheme))
     x, q = torch.randn(2, 96, dtype=dtype), row.relayout("frag")
     text = tritonq.explain(MatmulDesc.of(x, q))
-    assert reason in text and "q.relayout('row') does it once" in text and "matmul_tiles       chosen" in text
-    assert same_bits(tritonq.matmul(x, q), tritonq.matmul(x, row))
+    assert reason in text and "q.relayout('row') does it once" in text and f"{chosen:<18} chosen" in text
+    assert within(tritonq.matmul(x, q), x, row, tritonq.select(MatmulDesc.of(x, q)))
 
 
 def test_row_weights_stay_with_the_portable_kernel(simulator):

@@ -53,7 +53,7 @@ REFUSED = {
     "activation function": (lambda: matmul(X, Q, activation=torch.relu), "activation must be a str, got builtin_function_or_method"),
     "residual": (lambda: matmul(X, Q, residual=torch.ones(2, 5)), "residual must have shape (2, 4), got (2, 5)"),
     "backend": (lambda: tritonq.backend("gpu9"), "device must name a torch device such as 'cpu' or 'cuda:0', got 'gpu9'"),
-    "select nothing": (lambda: select(None), "desc must be a QuantizeDesc or DequantizeDesc or MatmulDesc, got NoneType None"),
+    "select nothing": (lambda: select(None), "or MatmulDesc or MatmulBackwardDesc, got NoneType None"),
     "preference": (lambda: select(INT4, pref="fast"), "pref must be a PlanPreference, got str 'fast'"),
     "explain preference": (lambda: tritonq.explain(INT4, pref=3), "pref must be a PlanPreference, got int 3"),
     "negative size": (lambda: select(change(n=-1)), "n=-1 is not in 0.."),

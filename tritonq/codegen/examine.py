@@ -9,7 +9,7 @@ import torch
 from ..errors import InvalidProblemError
 from ..layouts import get_layout
 from ..plans.core import PlanPreference, dtype_name
-from ..plans.descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
+from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from ..plans.select import select
 from ..qtensor import QTensor
 from . import budgets
@@ -188,6 +188,8 @@ def _stand_ins(desc: Desc) -> tuple:
     q = QTensor(scheme=desc.scheme, shape=(desc.n, desc.k), dtype=desc.source_dtype, layout=desc.layout, **tensors)
     if isinstance(desc, DequantizeDesc):
         return (q,)
+    if isinstance(desc, MatmulBackwardDesc):
+        return torch.empty(desc.m, desc.n, dtype=desc.dtype), q
     assert isinstance(desc, MatmulDesc)
     bias = torch.empty(desc.n, dtype=desc.dtype) if desc.bias else None
     residual = torch.empty(desc.m, desc.features, dtype=desc.dtype) if desc.residual else None

@@ -78,6 +78,9 @@ EXPECTED: dict[str, Expected] = {
     "quantize_area": Expected(),
     "range_partials": Expected(per="program"),
     "dequantize_tiles": Expected(per="program"),
+    "dequantize_range_tiles": Expected(per="program"),
+    "matmul_dx_tiles": Expected(per="loop"),
+    "epilogue_tiles": Expected(),
 }
 
 

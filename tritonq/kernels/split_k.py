@@ -63,12 +63,16 @@ def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
 
 def partial_sums(workspace: torch.Tensor | None, m: int, n: int, config: dict[str, int], device: torch.device) -> torch.Tensor:
     """The float32 tensor for partial sums: the start of the caller's workspace, or a new one."""
-    needed = workspace_size(m, n, config)
+    return scratch(workspace, workspace_size(m, n, config), device).view(torch.float32)
+
+
+def scratch(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:
+    """uint8 ``[needed]``: the start of the caller's workspace, or a new tensor."""
     if workspace is None:
-        return torch.empty(needed // 4, dtype=torch.float32, device=device)
+        return torch.empty(needed, dtype=torch.uint8, device=device)
     if workspace.data_ptr() % 16 or not workspace.is_contiguous():
         raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
-    return workspace.view(-1).view(torch.uint8)[:needed].view(torch.float32)
+    return workspace.view(-1).view(torch.uint8)[:needed]
 
 
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}

@@ -15,7 +15,7 @@ def valid(desc: Desc) -> Status:
     """Whether the request itself makes sense, whatever the kernel."""
     if desc.dtype not in FLOAT_DTYPES:
         return Status(f"dtype {dtype_name(desc.dtype)} is not one of {', '.join(map(dtype_name, FLOAT_DTYPES))}; convert with .to()")
-    sizes = {"n": desc.n, "k": desc.k} | ({"m": desc.m} if isinstance(desc, MatmulDesc) else {})
+    sizes = {"n": desc.n, "k": desc.k} | ({"m": desc.m} if hasattr(desc, "m") else {})
     for name, size in sizes.items():
         if not isinstance(size, int):
             return Status(f"{name}={size!r} is not a whole number")

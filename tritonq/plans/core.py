@@ -83,8 +83,9 @@ class PrecisionGuarantee:
     """What a plan promises about its result.
 
     ``bitwise``: equal, bit for bit, to ``tritonq.reference``. Otherwise
-    ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + output_tiny`` elementwise (see :meth:`bound`), as long as
-    the result does not overflow its dtype. For float zero schemes ``|w_hat|`` reads ``|scale * code| + |zero_point|``, which may cancel.
+    ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + weight_tiny * sum(|x|) + output_tiny`` elementwise (see
+    :meth:`bound`), as long as the result does not overflow its dtype, nor a decoded weight ``math_precision``. For float zero
+    schemes ``|w_hat|`` reads ``|scale * code| + |zero_point|``, which may cancel.
     """
 
     math_precision: str  # of the operands of products: "float16", "bfloat16", "float32" or "float64"
@@ -93,19 +94,29 @@ class PrecisionGuarantee:
     relative: float = 0.0
     output_eps: float = 0.0
     output_tiny: float = 0.0
+    weight_tiny: float = 0.0  # what a decoded weight may lose below the normal numbers of math_precision
+    sums_over: str = "k"  # dimension of the weight [N, K] that the product sums over; "n" in the backward
     deterministic: bool = True
     bit_stable_on_same_hardware: bool = True
 
     def bound(self, x: torch.Tensor, q) -> torch.Tensor:
-        """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise."""
-        q = q.relayout("row")
-        weight = q.dequantize(torch.float64).abs()
-        if q.scheme.float_zero:
-            (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape
-            zero = q.zero_point.to(torch.float64).abs().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
-            weight += 2 * zero  # |scale * code| <= |w_hat| + |zero_point|
-        magnitude = x.to(torch.float64).abs() @ weight.T
-        return (self.relative + self.output_eps) * magnitude + self.output_tiny
+        """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise.
+
+        Of a backward's guarantee x is dy ``[..., N]``, and the bound that of dx ``[..., K]``.
+        """
+        weight = (self.relative + self.output_eps) * _magnitude(q.relayout("row")) + self.weight_tiny
+        return x.to(torch.float64).abs() @ (weight.T if self.sums_over == "k" else weight) + self.output_tiny
+
+
+def _magnitude(q) -> torch.Tensor:
+    """float64 ``[N, K]``: |w_hat|, or at least ``|scale * code| + |zero_point|`` for float zero schemes."""
+    weight = q.dequantize(torch.float64).abs()
+    if q.scheme.float_zero:
+        (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape
+        zero = q.zero_point.to(torch.float64).abs().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+        zero = zero if q.column_order is None else zero.index_select(1, q.column_rank)
+        weight += 2 * zero  # |scale * code| <= |w_hat| + |zero_point|
+    return weight
 
 
 @dataclass(frozen=True, kw_only=True)

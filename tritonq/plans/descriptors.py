@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
@@ -133,8 +134,42 @@ class MatmulDesc:
         return f"matmul(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatmulBackwardDesc:
+    """``dy[m, n] @ w_hat[n, k]`` with dy and the result of ``dtype``: the gradient of a matmul's x."""
+
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    scheme: Scheme
+    target: Target
+    source_dtype: torch.dtype
+    layout: str = "row"
+    act_order: bool = False
+
+    op = "matmul_backward"
+
+    @classmethod
+    def of(cls, dy: torch.Tensor, q: QTensor) -> MatmulBackwardDesc:
+        """The descriptor of the gradient ``[..., K]`` for ``dy`` ``[..., N]``; refuses shapes and devices that do not match."""
+        expect_dense(dy, "dy")
+        expect_type(q, QTensor, "q")
+        n, k = q.shape
+        if dy.dim() < 1 or dy.shape[-1] != n:
+            raise InvalidProblemError(f"dy has shape {tuple(dy.shape)}; its last dimension must be N={n} of the weight [N, K] = {q.shape}")
+        if dy.device != q.device:
+            raise InvalidProblemError(f"dy is on {dy.device}, the weight on {q.device}; move one with .to()")
+        return cls(m=prod(dy.shape[:-1]), n=n, k=k, dtype=dy.dtype, scheme=q.scheme, target=Target.of(dy.device), source_dtype=q.dtype,
+                   layout=q.layout, act_order=q.column_order is not None)  # fmt: skip
+
+    def __str__(self) -> str:
+        tail = (f", {self.layout}" if self.layout != "row" else "") + ", act_order" * self.act_order
+        return f"matmul_backward(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
+
+
 def _features(n: int, activation: str | None) -> int:
     return n // 2 if activation == "swiglu" else n
 
 
-Desc = QuantizeDesc | DequantizeDesc | MatmulDesc
+Desc = QuantizeDesc | DequantizeDesc | MatmulDesc | MatmulBackwardDesc

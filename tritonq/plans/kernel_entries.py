@@ -17,6 +17,7 @@ if triton is not None:
     from ..kernels import quantize as quantize_kernels
     from ..kernels import quantize_frag as quantize_frag_kernels
     from .frag_entry import MATMUL_FRAG, MAX_K
+    from .large_m import DEQUANTIZE_FRAG, DEQUANTIZE_MATMUL, DEQUANTIZE_MATMUL_DX, MATMUL_DX
 
     def _is_rows(desc: QuantizeDesc) -> Status:
         if quantize_kernels.row_group(desc.scheme, desc.n, desc.k):
@@ -68,10 +69,14 @@ if triton is not None:
                     launch=_quantize),
         KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact,
                     launch=_quantize),
+        DEQUANTIZE_FRAG,
         KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_dequantize_config, guarantee=exact,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
+        DEQUANTIZE_MATMUL,
         MATMUL_FRAG,
         KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
                     launch=lambda desc, config, workspace, x, q, bias, residual:
                         matmul_kernels.matmul(x, q, bias, desc.activation, residual, config)),
+        DEQUANTIZE_MATMUL_DX,
+        MATMUL_DX,
     ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from .. import reference
 from .core import OK, PrecisionGuarantee, Status
-from .descriptors import Desc, MatmulDesc
+from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
 
 Config = dict[str, int]
 
@@ -17,6 +17,7 @@ Config = dict[str, int]
 class KernelEntry:
     """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results.
 
+    ``prefer``: falsy, with the reason, where an entry further down should be taken if there is one: a crossover in M.
     ``act_order``: it reads ``column_order`` itself; otherwise the plan gathers the columns of x for it and puts decoded columns back.
     """
 
@@ -28,6 +29,7 @@ class KernelEntry:
     config: Callable[[Desc], Config] = lambda desc: {}
     workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
     guarantee: Callable[[Desc], PrecisionGuarantee]
+    prefer: Callable[[Desc], Status] = lambda desc: OK
     act_order: bool = False
 
     def __repr__(self) -> str:
@@ -40,17 +42,18 @@ def exact(desc: Desc) -> PrecisionGuarantee:
     return PrecisionGuarantee(math_precision=precision, accumulator="none")
 
 
-def accumulated(desc: MatmulDesc) -> PrecisionGuarantee:
-    """Sums of K products in any order: each of K additions and the three roundings of product and decode costs half an ulp.
+def accumulated(desc: MatmulDesc | MatmulBackwardDesc) -> PrecisionGuarantee:
+    """Sums of K (backward: N) products in any order: each of K additions and the three roundings of product and decode costs half an ulp.
 
     (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1: gamma_n = n u / (1 - n u).)
     """
     unit = 2.0**-53 if desc.dtype == torch.float64 else 2.0**-24
-    terms = (desc.k + 4) * unit
+    over = "n" if isinstance(desc, MatmulBackwardDesc) else "k"
+    terms = (getattr(desc, over) + 4) * unit
     precision = "float64" if desc.dtype == torch.float64 else "float32"
     out = torch.finfo(desc.dtype)
     return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
-                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps, sums_over=over)  # fmt: skip
 
 
 def _always(desc: Desc) -> Status:
@@ -65,4 +68,6 @@ REFERENCE = {
     "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=True,
                           launch=lambda desc, config, workspace, x, q, bias, residual:
                               reference.matmul(x, q, bias, desc.activation, residual)),
+    "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
+                                   launch=lambda desc, config, workspace, dy, q: reference.matmul_backward(dy, q)),
 }  # fmt: skip

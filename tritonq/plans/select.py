@@ -10,7 +10,7 @@ from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
 from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
-from .descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
+from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .kernel_entries import KERNELS
 from .registry import REFERENCE, Config, KernelEntry
 
@@ -27,8 +27,9 @@ class Plan:
         """The stable name of exactly what runs."""
         desc = self.desc
         return KernelSku(
-            category="matmul" if desc.op == "matmul" else "quantization", op=desc.op, kernel=f"{self.kernel.name}.r{self.kernel.revision}",
-            element=desc.dtype, layout=desc.layout + ".act_order" * getattr(desc, "act_order", False),
+            category="matmul" if desc.op.startswith("matmul") else "quantization", op=desc.op,
+            kernel=f"{self.kernel.name}.r{self.kernel.revision}", element=desc.dtype,
+            layout=desc.layout + ".act_order" * getattr(desc, "act_order", False),
             epilogue=getattr(desc, "epilogue", None), scheme=str(desc.scheme),
             target=desc.target, config=tuple(self.config.items()), precision_guarantee=self.precision_guarantee(),
         )  # fmt: skip
@@ -51,7 +52,7 @@ class Plan:
 
     def run(self, *tensors: torch.Tensor | QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
             workspace: torch.Tensor | None = None):  # fmt: skip
-        """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(x, q, bias=, residual=)`` multiplies.
+        """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(x, q, bias=, residual=)`` multiplies, ``run(dy, q)`` goes back to x.
 
         Raises:
             InvalidProblemError: the arguments are not what the plan was made for.
@@ -63,6 +64,10 @@ class Plan:
         if workspace is not None:
             check_workspace(workspace, self.workspace_size(), str(self.desc))
         with current_device(tensors[0].device):
+            if isinstance(self.desc, MatmulBackwardDesc):
+                dy, q = tensors
+                dx = self.kernel.launch(self.desc, self.config, workspace, dy.reshape(self.desc.m, q.shape[0]), q)
+                return (dx.index_select(1, q.column_rank) if self.desc.act_order else dx).view(*dy.shape[:-1], q.shape[1])
             if not isinstance(self.desc, MatmulDesc):
                 sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
                 out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
@@ -77,23 +82,28 @@ class Plan:
             return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
 
     def _describe(self, *tensors, **epilogue) -> Desc:
-        want = 2 if isinstance(self.desc, MatmulDesc) else 1
+        want = 2 if isinstance(self.desc, MatmulDesc | MatmulBackwardDesc) else 1
         if len(tensors) != want:
             raise InvalidProblemError(f"{self.desc} takes {want} positional tensors, got {len(tensors)}")
         if isinstance(self.desc, QuantizeDesc):
             return QuantizeDesc.of(tensors[0], self.desc.scheme, self.desc.layout)
         if isinstance(self.desc, DequantizeDesc):
             return DequantizeDesc.of(tensors[0], self.desc.dtype)
+        if isinstance(self.desc, MatmulBackwardDesc):
+            return MatmulBackwardDesc.of(*tensors)
         return MatmulDesc.of(*tensors, activation=self.desc.activation, **epilogue)
 
 
 def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
     """Every implementation of the descriptor's operation, best first, each with its verdict."""
-    expect_type(desc, (QuantizeDesc, DequantizeDesc, MatmulDesc), "desc")
+    expect_type(desc, (QuantizeDesc, DequantizeDesc, MatmulDesc, MatmulBackwardDesc), "desc")
     status = valid(desc)
     kernels = desc.target.backend != "reference"
+    entries = [entry for entry in KERNELS if entry.op == desc.op]
+    if status:
+        entries.sort(key=lambda entry: not entry.prefer(desc))
     rows = []
-    for entry in [*(e for e in KERNELS if e.op == desc.op), REFERENCE[desc.op]]:
+    for entry in [*entries, REFERENCE[desc.op]]:
         if not status:
             rows.append((entry, status))
         elif entry.name == "reference":
@@ -158,7 +168,8 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
         if not status:
             lines.append(f"  {entry.name:<18} refused: {status.reason}")
         elif chosen:
-            lines.append(f"  {entry.name:<18} possible, but a kernel above is preferred")
+            why = entry.prefer(desc).reason
+            lines.append(f"  {entry.name:<18} possible, but {why or 'a kernel above is preferred'}")
         else:
             chosen = True
             plan = Plan(desc=desc, kernel=entry, config=entry.config(desc))

@@ -116,6 +116,16 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     return (narrow_ref(y) if x.dtype.itemsize == 2 else y).to(x.dtype)
 
 
+def matmul_backward(dy: torch.Tensor, q: QTensor) -> torch.Tensor:
+    """dy ``[M, N]`` @ w_hat ``[N, K]``, computed in the scheme's decode dtype, cast once. The weight is decoded some rows at a time."""
+    q = q.relayout("row")
+    compute = q.scheme.decode_dtype(dy.dtype)
+    dx = torch.zeros(dy.shape[0], q.shape[1], dtype=compute, device=dy.device)
+    for rows in _chunks(0, *q.shape, size=16 * CHUNK):
+        dx.addmm_(dy[:, rows].to(compute), decode_rows(q, rows, compute))
+    return (narrow_ref(dx) if dy.dtype.itemsize == 2 else dx).to(dy.dtype)
+
+
 def decode_rows(q: QTensor, rows: slice, compute: torch.dtype) -> torch.Tensor:
     """The rows ``rows`` of the decoded matrix, columns as packed: scale * (code - zero_point), or zero_point + scale * code; two roundings.
     """
