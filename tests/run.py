@@ -26,6 +26,7 @@ GROUPS = {
     "reference": ("tests/reference", "tests/oracles", "tests/cli", "tests/test_*.py"),
     "kernels": ("tests/kernels",),
     "compiled": ("tests/compiled",),
+    "launch": ("tests/launch",),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 
 from .act_order import column_order
 from .errors import InvalidProblemError
+from .plans.bound import find
 from .plans.core import expect_type
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .plans.select import Plan, select
@@ -106,10 +107,15 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     """
     if activation is not None:
         expect_type(activation, str, "activation")
-    plan = select(MatmulDesc.of(x, q, bias, activation, residual))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, residual)):
-        return _Matmul.apply(plan, x, q, bias, residual)
-    return plan.run(x, q, bias=bias, residual=residual)
+    product = find(activation, _choose, x, q, bias, residual)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)
+                                    or (residual is not None and residual.requires_grad)):  # fmt: skip
+        return _Matmul.apply(product.plan, x, q, bias, residual)
+    return product.run(x, q, bias, residual)
+
+
+def _choose(activation: str | None, x, q, bias, residual) -> Plan:
+    return select(MatmulDesc.of(x, q, bias, activation, residual))
 
 
 class _Matmul(torch.autograd.Function):

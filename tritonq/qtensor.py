@@ -110,6 +110,11 @@ class QTensor:
         packed = torch.arange(self.shape[1], dtype=torch.int32, device=self.device) // columns
         return packed if self.column_order is None else packed[self.column_rank]
 
+    @cached_property
+    def _products(self) -> dict:
+        """What :mod:`tritonq.plans.bound` keeps for this weight. No field: copies, files and other layouts start without it."""
+        return {}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors as they lie in memory: codes, metadata, and what the layout pads (see docs/layouts.md)."""

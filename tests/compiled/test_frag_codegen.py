@@ -15,7 +15,8 @@ def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
     q = reference.quantize(torch.zeros(N, K, dtype=dtype), Scheme.parse(scheme)).relayout("frag")
     config = kernels.config(m, N, K, q.scheme, 132)
     with survey.launches(arch) as rows:
-        kernels.matmul(torch.zeros(m, K, dtype=dtype), q, None, None, None, config)
+        x = torch.zeros(m, K, dtype=dtype)
+        kernels.bind(x, q, None, None, None, config, (m, N)).run(x, q, None, None)
     ((name, report, _),) = rows
     assert name == "matmul_frag"
     return report, config

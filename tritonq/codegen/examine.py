@@ -173,7 +173,10 @@ def examine(desc: Desc, pref: PlanPreference | None = None) -> list[Row]:
     plan = select(desc, pref)
     tensors = _stand_ins(desc)
     with launches(desc.target.arch) as found:
-        plan.kernel.launch(desc, plan.config, None, *tensors)
+        if isinstance(desc, MatmulDesc):
+            plan.kernel.product(desc, plan.config, *tensors, (desc.m, desc.features)).run(*tensors)
+        else:
+            plan.kernel.launch(desc, plan.config, None, *tensors)
     if not found:
         raise InvalidProblemError(f"{desc} launches no kernel: the result is empty")
     return rows_of(desc, found)

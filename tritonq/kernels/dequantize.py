@@ -50,13 +50,17 @@ def dequantize_tiles(
     tl.store(out_ptr + rows * K + cols, cast(value, out_ptr.dtype.element_ty), mask=mask)
 
 
+def weight_sizes(q: QTensor) -> dict:
+    """The sizes that every kernel on the ``row`` layout takes."""
+    group_rows, group_columns = q.scheme.group_shape(*q.shape)
+    return {"row_bytes": q.scheme.format.row_bytes(q.shape[1]), "groups": q.scheme.scale_shape(*q.shape)[1] if q.scheme.has_scale else 1,
+            "group_rows": group_rows, "group_columns": group_columns}  # fmt: skip
+
+
 def weight_arguments(q: QTensor) -> dict:
     """The tensors and sizes that every kernel on the ``row`` layout takes; another layout is turned back first."""
     q = q.relayout("row")
-    group_rows, group_columns = q.scheme.group_shape(*q.shape)
-    scale = q.group_scale
-    return {"packed_ptr": q.packed, "scale_ptr": scale, "zero_point_ptr": q.zero_point, "row_bytes": q.packed.shape[1],
-            "groups": 1 if scale is None else scale.shape[1], "group_rows": group_rows, "group_columns": group_columns}  # fmt: skip
+    return {"packed_ptr": q.packed, "scale_ptr": q.group_scale, "zero_point_ptr": q.zero_point, **weight_sizes(q)}
 
 
 def config(k: int) -> dict[str, int]:

@@ -14,7 +14,6 @@ from ..qtensor import QTensor
 from .dequantize_range import STEP, dequantize_range
 from .epilogue import epilogue
 from .matmul import GATED
-from .split_k import scratch
 
 MIB = 2**20
 CHUNK_BYTES = 32 * MIB  # what an L2 of 40 to 50 MiB (A100, H100, H200) keeps beside what streams through it
@@ -127,7 +126,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: s
     if not out.numel():
         return out
     x, wide, step, height = _dense_rows(x), _pitch(k), config["CHUNK_N"], config["CHUNK_M"]
-    workspace = scratch(workspace, forward_workspace(k, activation, config), x.device)
+    workspace = _bytes(workspace, forward_workspace(k, activation, config), x.device)
     weight = workspace[: 2 * halves * _weight_rows(activation, config) * wide].view(x.dtype).view(halves, -1, wide)
     sums = workspace[weight.nbytes :].view(torch.float32)
     bias = None if bias is None else bias.view(halves, n)
@@ -155,11 +154,16 @@ def matmul_backward(dy: torch.Tensor, q: QTensor, config: dict[str, int], worksp
     if not out.numel():
         return out
     dy, step = _dense_rows(dy), config["CHUNK_K"]
-    weight = scratch(workspace, backward_workspace(n, config), dy.device).view(dy.dtype).view(n, step)
+    weight = _bytes(workspace, backward_workspace(n, config), dy.device).view(dy.dtype).view(n, step)
     for first in range(0, k, step):
         chunk = dequantize_range(q, weight[:, : min(step, k - first)], first_column=first)
         product(dy, chunk, out[:, first : first + step])
     return out
+
+
+def _bytes(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:
+    """uint8 ``[needed]``: the start of the caller's workspace (aligned, contiguous), or a new tensor."""
+    return torch.empty(needed, dtype=torch.uint8, device=device) if workspace is None else workspace.view(-1).view(torch.uint8)[:needed]
 
 
 def _decode_rows(q: QTensor, buffer: torch.Tensor, first: int, count: int) -> torch.Tensor:

@@ -11,11 +11,12 @@ from ..layouts import frag
 from ..layouts.byte_planes import byte_planes
 from ..qtensor import QTensor
 from ..scheme import Scheme
+from .bound import BoundMatmul
 from .constants import kernel_name
 from .fragment import unpack_integer_asm, unpack_table_asm, zero_point_constants
 from .matmul import ACTIVATIONS
 from .matmul_frag import matmul_frag
-from .split_k import MOST_SPLIT_TILES, counters, partial_sums
+from .split_k import MOST_SPLIT_TILES
 
 
 def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
@@ -72,29 +73,19 @@ def _constants(q: QTensor, dtype: torch.dtype) -> dict:
     }  # fmt: skip
 
 
-def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
-           config: dict[str, int], workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None, activation: str | None,
+         config: dict[str, int], shape: tuple[int, ...]) -> BoundMatmul:  # fmt: skip
     """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result."""
-    (m, k), n = x.shape, q.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    if not out.numel():
-        return out
-    split, partial, counter = config["SPLIT_K"], None, None
-    if split > 1:
-        partial = partial_sums(workspace, m, n, config, x.device)
-        counter = counters(x.device)
+    m, n, k = x.shape[0], *q.shape
     steps = q.packed.shape[1] // (8 * config["BLOCK_K"])
-    tiles_m = triton.cdiv(m, config["BLOCK_M"])
-    grid = (triton.cdiv(n, config["BLOCK_N"]) * tiles_m, split)
+    tiles_m, table = triton.cdiv(m, config["BLOCK_M"]), table_words(q.scheme.format, x.dtype, x.device)
     scale = q.stored_scale if q.expanded_scale is None else q.expanded_scale
-    matmul_frag[grid](
-        x_ptr=x, w_ptr=q.packed, scale_ptr=scale, zero_ptr=q.zero_point, table_ptr=table_words(q.scheme.format, x.dtype, x.device),
-        bias_ptr=bias, residual_ptr=residual, out_ptr=out, partial_ptr=partial, counter_ptr=counter,
-        M=m, N=n, K=k, x_row=x.stride(0), x_col=x.stride(1), w_row=q.packed.shape[1], scale_row=scale.shape[1],
-        zero_row=0 if q.zero_point is None else q.zero_point.shape[1], blocks=q.packed.shape[0], tiles_m=tiles_m, steps=steps,
-        per_split=-(-steps // split),
-        residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
-        bias_step=0 if bias is None else bias.stride(0), partial_size=m * n, ACTIVATION=ACTIVATIONS[activation],
-        EVEN_K=k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
+    return BoundMatmul(
+        matmul_frag, (triton.cdiv(n, config["BLOCK_N"]) * tiles_m, config["SPLIT_K"]), x, q, bias, residual, shape=shape,
+        weight=(q.packed, scale, q.zero_point, table),
+        constants={
+            "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": 0 if q.zero_point is None else q.zero_point.shape[1],
+            "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
+            "ACTIVATION": ACTIVATIONS[activation], "EVEN_K": k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
+        },
     )  # fmt: skip
-    return out

@@ -6,8 +6,9 @@ import torch
 from .._triton import jit, tl, triton
 from ..formats.packing import load_code
 from ..qtensor import QTensor
+from .bound import BoundMatmul
 from .constants import decode_constants
-from .dequantize import load_parameters, weight_arguments
+from .dequantize import load_parameters, weight_sizes
 from .numerics import cast
 from .parameters import decode_value
 
@@ -92,17 +93,32 @@ def config(m: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BLOCK_M": 16 if m <= 16 else 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4}
 
 
-def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, activation: str | None, residual: torch.Tensor | None,
-           config: dict[str, int]) -> torch.Tensor:  # fmt: skip
+class TurnedBack:
+    """A product with a weight in another layout than ``row``, which is turned back in every call: two copies would fill the memory."""
+
+    def __init__(self, *bound):
+        self.bound = bound
+
+    def run(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+            workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """The product with the weight turned back."""
+        row = q.relayout("row")
+        return bind(x, row, bias, residual, *self.bound).run(x, row, bias, residual)
+
+    def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
+        """Compile and load, launching nothing."""
+        row = q.relayout("row")
+        bind(x, row, bias, residual, *self.bound).prepare(x, row, bias, residual)
+
+
+def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None, activation: str | None,
+         config: dict[str, int], shape: tuple[int, ...]) -> BoundMatmul | TurnedBack:  # fmt: skip
     """x ``[M, K]`` of any strides; nothing is launched for an empty result."""
-    m, n, gated = x.shape[0], q.shape[0], activation in GATED
-    out = torch.empty(m, n // (1 + gated), dtype=x.dtype, device=x.device)
-    if out.numel():
-        grid = (triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)
-        matmul_tiles[grid](
-            x_ptr=x, bias_ptr=bias, residual_ptr=residual, out_ptr=out, M=m, N=n, K=x.shape[1], x_row=x.stride(0), x_col=x.stride(1),
-            residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
-            bias_step=0 if bias is None else bias.stride(0), ACTIVATION=ACTIVATIONS[activation], GATED=gated,
-            **weight_arguments(q), **decode_constants(q.scheme, x.dtype), **config,
-        )  # fmt: skip
-    return out
+    if q.layout != "row":
+        return TurnedBack(activation, config, shape)
+    grid = (triton.cdiv(x.shape[0], config["BLOCK_M"]) * triton.cdiv(q.shape[0], config["BLOCK_N"]), 1)
+    return BoundMatmul(
+        matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, q.group_scale, q.zero_point),
+        constants={"ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, **weight_sizes(q),
+                   **decode_constants(q.scheme, x.dtype), **config},
+    )  # fmt: skip

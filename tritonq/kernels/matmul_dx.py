@@ -11,7 +11,7 @@ import torch
 from .._triton import jit, tl, triton
 from ..qtensor import QTensor
 from .decode_tile import decode_tile, tile_arguments
-from .split_k import MOST_SPLIT_TILES, counters, finish_split, partial_sums
+from .split_k import MOST_SPLIT_TILES, finish_split, partial_sums
 
 
 def _name(specialization) -> str:
@@ -74,7 +74,7 @@ def matmul_dx(dy: torch.Tensor, q: QTensor, config: dict[str, int], workspace: t
         return out
     partial, counter = None, None
     if split > 1:
-        partial, counter = partial_sums(workspace, m, k, config, dy.device), counters(dy.device)
+        partial, counter = partial_sums(workspace, split * m * k, dy.device)
     arguments = tile_arguments(q, dy.dtype, config["BLOCK_K"])
     tiles_m, tiles_n = triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(n, config["BLOCK_N"])
     matmul_dx_tiles[(triton.cdiv(k, config["BLOCK_K"]) * tiles_m, split)](

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .._triton import jit, tl
-from ..errors import InvalidProblemError
+from .launcher import current_stream
 from .numerics import cast
 
 # Split-K is for matrices with few tiles; its counters live in one small buffer per stream.
@@ -61,34 +61,26 @@ def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
     return 4 * config["SPLIT_K"] * m * n if config["SPLIT_K"] > 1 else 0
 
 
-def partial_sums(workspace: torch.Tensor | None, m: int, n: int, config: dict[str, int], device: torch.device) -> torch.Tensor:
-    """The float32 tensor for partial sums: the start of the caller's workspace, or a new one."""
-    return scratch(workspace, workspace_size(m, n, config), device).view(torch.float32)
+def partial_sums(workspace: torch.Tensor | None, sums: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``sums`` float32 at the start of the caller's workspace (aligned, contiguous), or this stream's own; and the counters."""
+    own, counters = scratch(device, device.index if device.type == "cuda" else None, 0 if workspace is not None else sums)
+    return own if workspace is None else workspace.view(-1).view(torch.uint8)[: 4 * sums].view(torch.float32), counters
 
 
-def scratch(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:
-    """uint8 ``[needed]``: the start of the caller's workspace, or a new tensor."""
-    if workspace is None:
-        return torch.empty(needed, dtype=torch.uint8, device=device)
-    if workspace.data_ptr() % 16 or not workspace.is_contiguous():
-        raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
-    return workspace.view(-1).view(torch.uint8)[:needed]
+_scratch: dict[tuple[int | None, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
 
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
+def scratch(device: torch.device, index: int | None, sums: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At least ``sums`` float32 of any contents, and counters: zeros that every launch leaves as zeros.
 
-
-def counters(device: torch.device) -> torch.Tensor:
-    """Zeros that every launch leaves as zeros: one buffer per stream, because launches on a stream do not overlap.
-
-    While a CUDA graph is captured the zeros belong to the graph: it may be replayed on any stream.
+    One of each per GPU (``index``; None on the CPU) and stream, because launches on a stream do not overlap; the sums are of few tiles, so
+    that they stay below a few MB. While a CUDA graph is captured both belong to the graph: it may be replayed on any stream.
     """
-    if device.type != "cuda":
-        stream = 0
-    elif torch.cuda.is_current_stream_capturing():
-        return torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    else:
-        stream = torch.cuda.current_stream(device).cuda_stream
-    if (device, stream) not in _counters:
-        _counters[device, stream] = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
-    return _counters[device, stream]
+    if index is not None and torch.cuda.is_current_stream_capturing():
+        return torch.empty(sums, dtype=torch.float32, device=device), torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
+    key = index, 0 if index is None else current_stream(index)
+    found = _scratch.get(key)
+    if found is None or found[0].numel() < sums:
+        zeros = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device) if found is None else found[1]
+        found = _scratch[key] = torch.empty(sums, dtype=torch.float32, device=device), zeros
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels import frag_launch as kernels
+from ..kernels.bound import BoundMatmul
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS
@@ -62,11 +63,11 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
                               output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
 
 
-def launch(desc: MatmulDesc, config: dict[str, int], workspace: torch.Tensor | None, x, q, bias, residual) -> torch.Tensor:
-    return kernels.matmul(x, q, bias, desc.activation, residual, config, workspace)
+def bind(desc: MatmulDesc, config: dict[str, int], x, q, bias, residual, shape) -> BoundMatmul:
+    return kernels.bind(x, q, bias, residual, desc.activation, config, shape)
 
 
 MATMUL_FRAG = KernelEntry(
-    op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, launch=launch,
+    op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, bind=bind,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
 )  # fmt: skip

@@ -59,6 +59,9 @@ if triton is not None:
     def _dequantize_config(desc: DequantizeDesc) -> dict[str, int]:
         return dequantize_kernels.config(desc.k)
 
+    def _bind_tiles(desc: MatmulDesc, config, x, q, bias, residual, shape):
+        return matmul_kernels.bind(x, q, bias, residual, desc.activation, config, shape)
+
     def _matmul_config(desc: MatmulDesc) -> dict[str, int]:
         return matmul_kernels.config(desc.m, desc.dtype)
 
@@ -75,8 +78,7 @@ if triton is not None:
         DEQUANTIZE_MATMUL,
         MATMUL_FRAG,
         KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
-                    launch=lambda desc, config, workspace, x, q, bias, residual:
-                        matmul_kernels.matmul(x, q, bias, desc.activation, residual, config)),
+                    bind=_bind_tiles),
         DEQUANTIZE_MATMUL_DX,
         MATMUL_DX,
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import reference
+from ..backend import current_device
 from .core import OK, PrecisionGuarantee, Status
 from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
 
@@ -25,15 +26,34 @@ class KernelEntry:
     name: str
     revision: int
     can_implement: Callable[[Desc], Status]
-    launch: Callable  # (desc, config, workspace, *tensors) -> result
+    launch: Callable | None = None  # (desc, config, workspace, *tensors) -> result
+    bind: Callable | None = None  # of a matmul, in place of launch: see product()
     config: Callable[[Desc], Config] = lambda desc: {}
     workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
     guarantee: Callable[[Desc], PrecisionGuarantee]
     prefer: Callable[[Desc], Status] = lambda desc: OK
     act_order: bool = False
 
+    def product(self, desc, config: Config, x, q, bias, residual, shape: tuple[int, ...]):
+        """What multiplies matrices like these, into a result of ``shape``: ``run(x, q, bias, residual, workspace)`` and ``prepare``."""
+        return Unbound(self, desc, config) if self.bind is None else self.bind(desc, config, x, q, bias, residual, shape)
+
     def __repr__(self) -> str:
         return f"KernelEntry({self.name}.r{self.revision})"
+
+
+class Unbound:
+    """A product that binds nothing: it is launched with its descriptor every time."""
+
+    def __init__(self, entry: KernelEntry, desc: MatmulDesc, config: Config):
+        self.entry, self.desc, self.config = entry, desc, config
+
+    def run(self, x, q, bias, residual, workspace=None):
+        with current_device(x.device):
+            return self.entry.launch(self.desc, self.config, workspace, x, q, bias, residual)
+
+    def prepare(self, x, q, bias, residual):
+        """Nothing is known of what it launches."""
 
 
 def exact(desc: Desc) -> PrecisionGuarantee:

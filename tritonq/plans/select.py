@@ -8,6 +8,7 @@ import torch
 from ..backend import current_device
 from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
+from .bound import find
 from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
@@ -58,28 +59,52 @@ class Plan:
             InvalidProblemError: the arguments are not what the plan was made for.
             WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
         """
-        epilogue = {"bias": bias, "residual": residual} if isinstance(self.desc, MatmulDesc) else {}
-        if not (status := self.can_implement(*tensors, **epilogue)):
-            raise InvalidProblemError(status.reason)
+        if isinstance(self.desc, MatmulDesc) and len(tensors) == 2:
+            x, q = tensors
+            product = find(id(self), self._choose, x, q, bias, residual)
+            if workspace is not None:
+                self._check_workspace(workspace, x.device)
+            return product.run(x, q, bias, residual, workspace)
+        self._expect(*tensors)
         if workspace is not None:
-            check_workspace(workspace, self.workspace_size(), str(self.desc))
+            self._check_workspace(workspace, tensors[0].device)
         with current_device(tensors[0].device):
             if isinstance(self.desc, MatmulBackwardDesc):
                 dy, q = tensors
                 dx = self.kernel.launch(self.desc, self.config, workspace, dy.reshape(self.desc.m, q.shape[0]), q)
                 return (dx.index_select(1, q.column_rank) if self.desc.act_order else dx).view(*dy.shape[:-1], q.shape[1])
-            if not isinstance(self.desc, MatmulDesc):
-                sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
-                out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
-                if isinstance(out, QTensor):
-                    return out.relayout(self.desc.layout)
-                return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
-            x, q = tensors
-            if self.desc.act_order and not self.kernel.act_order:
-                x = x.index_select(-1, q.column_order)
-            shape = (*x.shape[:-1], self.desc.features)
-            residual = None if residual is None else residual.reshape(self.desc.m, self.desc.features)
-            return self.kernel.launch(self.desc, self.config, workspace, x.reshape(self.desc.m, q.shape[1]), q, bias, residual).view(shape)
+            out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
+        if isinstance(out, QTensor):
+            return out.relayout(self.desc.layout)
+        sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
+        return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
+
+    def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
+        """Compile and load what ``run(x, q, bias=, residual=)`` launches, and launch nothing: before a CUDA graph is captured.
+
+        The tensors' dtypes, shapes, strides, alignment and devices count, not their values.
+        """
+        find(id(self), self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
+
+    def _choose(self, _, x, q, bias, residual) -> Plan:
+        self._expect(x, q, bias=bias, residual=residual)
+        return self
+
+    def _expect(self, *tensors, **epilogue) -> None:
+        if not (status := self.can_implement(*tensors, **epilogue)):
+            raise InvalidProblemError(status.reason)
+
+    def _check_workspace(self, workspace: torch.Tensor, device: torch.device) -> None:
+        needed = self.workspace_size()
+        right = isinstance(workspace, torch.Tensor) and workspace.layout is torch.strided and workspace.nbytes >= needed
+        if not right or workspace.device.type == "meta":
+            check_workspace(workspace, needed, str(self.desc))
+        if not needed:
+            return
+        if workspace.device != device:
+            raise InvalidProblemError(f"workspace must be on {device}, where the tensors are, got {workspace.device}")
+        if workspace.data_ptr() % 16 or not workspace.is_contiguous():
+            raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
 
     def _describe(self, *tensors, **epilogue) -> Desc:
         want = 2 if isinstance(self.desc, MatmulDesc | MatmulBackwardDesc) else 1
