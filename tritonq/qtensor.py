@@ -200,7 +200,8 @@ class QTensor:
         """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme, and scales must be finite.
 
         Raises:
-            InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, or a scale is NaN or Inf.
+            InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, a scale is NaN or Inf, or an integer zero point
+                is larger than ``2**bits``, the most that GPTQ files hold.
         """
         known = ("packed", "scale", "zero_point", "second_scale", "scale_offset", "column_order")
         if not isinstance(tensors, dict):
@@ -217,6 +218,10 @@ class QTensor:
             tensor = tensors.get(name)
             if tensor is not None and tensor.dtype != torch.uint8 and not bool(tensor.to(torch.float64).isfinite().all()):
                 raise InvalidProblemError(f"{name} holds NaN or Inf, which would decode to NaN; scales and zero points must be finite")
+        # kernels put code and zero point into the few mantissa bits of 16-bit floats
+        most, zeros = 2**q.scheme.format.bits, q.zero_point
+        if zeros is not None and zeros.dtype == torch.uint8 and zeros.numel() and int(zeros.max()) > most:
+            raise InvalidProblemError(f"zero points of {q.scheme} must be in 0..{most}, got {int(zeros.max())}")
         return q
 
     @classmethod

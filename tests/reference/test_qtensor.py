@@ -79,6 +79,8 @@ REFUSED = [
     (lambda: QTensor.from_tensors("mxfp4", (1, 32), torch.float32, {
         "packed": torch.zeros(1, 16, dtype=torch.uint8), "scale": torch.full((1, 1), 255, dtype=torch.uint8).view(torch.float8_e8m0fnu),
     }), "scale holds NaN or Inf"),
+    (lambda: QTensor.from_codes("uint4.g2", torch.ones(1, 4).int(), torch.ones(1, 2), torch.tensor([[3, 17]], dtype=torch.uint8),
+                                dtype=torch.float32), "zero points of uint4.g2 must be in 0..16, got 17"),
     (lambda: build(scheme="int9"), "unknown format 'int9'"),
     (lambda: build(scheme="uint4.g16.fz"), "needs stored_scale = ((4, 4), torch.float32), got ((4, 2), torch.float32)"),
     (lambda: build(scheme="uint4.g32"), "needs zero_point = ((4, 2), torch.uint8), got ((4, 2), torch.float32)"),
@@ -113,6 +115,12 @@ def test_refused(call, text):
     with pytest.raises(InvalidProblemError) as caught:
         call()
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_zero_point_may_be_one_beyond_the_codes():
+    """GPTQ stores the zero point less one, so that readers find 2**bits."""
+    q = QTensor.from_codes("uint4", torch.tensor([[15]]), torch.ones(1, 1), torch.tensor([[16]], dtype=torch.uint8), dtype=torch.float32)
+    assert q.dequantize().item() == -1.0
 
 
 def test_unknown_layout():
