@@ -7,7 +7,8 @@ import torch
 import tritonq
 from tests.support.poison import check_fence, fenced
 from tests.support.schemes import same_bits
-from tritonq import MatmulDesc, QTensor, Scheme, reference
+from tests.support.weights import expected, fence, weight, within
+from tritonq import MatmulDesc, Scheme, reference
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
 from tritonq.kernels import frag_launch as kernels
 from tritonq.kernels import split_k
@@ -15,56 +16,6 @@ from tritonq.plans import frag_entry
 from tritonq.plans.core import Target
 
 DTYPES = (torch.float16, torch.bfloat16)
-
-
-def weight(scheme: str, n: int, k: int, dtype: torch.dtype, seed: int = 0, exact: bool = False) -> QTensor:
-    """Random codes, and a different scale and zero point in every (row, group): one taken from a neighbour shows.
-
-    ``exact``: scales are powers of two and float zeros small multiples of 1/8, so that small integer x give exact results.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    scheme = Scheme.parse(scheme)
-    q = reference.quantize(torch.zeros(n, k, dtype=dtype), scheme)
-    groups = scheme.scale_shape(n, k)
-    count = groups[0] * groups[1]
-    fields = {"packed": torch.randint(0, 256, q.packed.shape, dtype=torch.uint8, generator=generator)}
-    if k % 2:
-        fields["packed"][:, -1] &= 15
-    spread = torch.randperm(count, generator=generator).view(groups)
-    if "dq" in scheme.options:
-        fields["stored_scale"] = (spread % 256).to(torch.uint8)
-        fields["scale_offset"] = torch.tensor(0.05)
-        fields["second_scale"] = 0.01 + torch.rand(q.second_scale.shape, generator=generator)
-    else:
-        scale = 2.0 ** (spread % 5 - 2) if exact else 0.02 + 0.1 * (spread + 0.5) / count
-        fields["stored_scale"] = scheme.scale_format(dtype).encode_ref(scale.float())
-    if scheme.float_zero:
-        zero = torch.randint(-8, 9, groups, generator=generator) / 8 if exact else torch.rand(groups, generator=generator) - 0.5
-        fields["zero_point"] = zero.to(scheme.zero_format(dtype).dtype)
-    elif scheme.format.affine:
-        fields["zero_point"] = torch.randint(0, 16, groups, dtype=torch.uint8, generator=generator)
-    return dataclasses.replace(q, **fields)
-
-
-def fence(q: QTensor) -> QTensor:
-    """The same matrix with poison around each of its tensors."""
-    fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(q)}
-    return dataclasses.replace(q, **{name: fenced(t) for name, t in fields.items() if isinstance(t, torch.Tensor) and t.dim()})
-
-
-def expected(x, q, bias=None, activation=None, residual=None):
-    y = x.double() @ reference.dequantize(q, torch.float64).T
-    y = y if bias is None else y + bias.double()
-    y = y if activation is None else getattr(torch.nn.functional, activation)(y)
-    return y if residual is None else y + residual.double()
-
-
-def within(got, x, row, plan) -> bool:
-    """Whether every element keeps the plan's guarantee; NaN does not."""
-    with pytest.MonkeyPatch.context() as patch:  # the judge decodes without the kernels that it judges
-        patch.setenv("TRITONQ_BACKEND", "reference")
-        bound = plan.precision_guarantee().bound(x, row)
-    return bool(((got.double() - expected(x, row)).abs() <= bound).all())
 
 
 def check(scheme, m, n, k, dtype, simulator, exact=False, **config):
