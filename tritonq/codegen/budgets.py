@@ -6,7 +6,7 @@ and the oldest Triton, and write down the larger figure, rounded up to the next 
 from __future__ import annotations
 
 ARCH = 90  # whose figures these are
-COLUMNS = 4096  # K of MATMUL_FRAG's rows: another K may take another tile, which has no budget
+COLUMNS = 4096  # K of the matmuls' rows: another K may take another tile, which has no budget
 # (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or 32 rows.
 MATMUL_FRAG = {
     ("int4.g128", "float16", 1): 1.75, ("int4.g128", "float16", 16): 2.0, ("int4.g128", "float16", 64): 2.9,
@@ -17,6 +17,13 @@ MATMUL_FRAG = {
     ("int4.g256", "bfloat16", 1): 2.0,
     ("nf4.g64", "bfloat16", 1): 3.55, ("nf4.g64", "bfloat16", 16): 3.85, ("nf4.g64", "float16", 1): 3.55, ("nf4.g64", "bfloat16", 64): 4.5,
     ("fp4_bnb.g64", "float16", 1): 3.55, ("mxfp4", "bfloat16", 1): 4.1,
+}  # fmt: skip
+# The same for layout ksplit.
+MATMUL_KSPLIT = {
+    ("int4.g128", "float16", 1): 2.95, ("int4.g128", "bfloat16", 1): 3.5, ("int4.g128", "bfloat16", 64): 4.75,
+    ("int4.g32", "bfloat16", 64): 4.5, ("uint4.g128", "bfloat16", 16): 4.9, ("uint4.g128.fz", "bfloat16", 64): 4.8,
+    ("nf4.g64", "bfloat16", 64): 8.85, ("mxfp4", "bfloat16", 16): 6.9, ("int8", "float16", 1): 3.3, ("int8", "bfloat16", 16): 5.9,
+    ("uint8", "bfloat16", 64): 7.85, ("fp8_e4m3", "bfloat16", 16): 9.95, ("int3", "bfloat16", 16): 5.85, ("int2", "bfloat16", 16): 2.95,
 }  # fmt: skip
 # scheme: instructions per element of bfloat16 on the way without special values, at most.
 QUANTIZE_ROWS = {"int4.g128": 7.1, "nf4.g64": 9.7, "uint4.g128": 11.7, "mxfp4": 16.3, "int8": 7.3, "fp8_e4m3": 19.0}

@@ -145,6 +145,8 @@ class Row:
 def elements(constants: dict) -> int:
     """Weights of one program (of one pass of its loop, where it has one), from its compile-time arguments."""
     columns = constants["BLOCK_G"] * constants["GROUP"] if "BLOCK_G" in constants else constants["BLOCK_K"]
+    if constants.get("RUN", 16) < 16:  # matmul_ksplit: the innermost loop is that over the groups among 16 columns
+        columns = 16
     return constants["BLOCK_N"] * columns
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 from ..errors import InvalidProblemError, UnsupportedError
 from .core import Layout
 from .frag import FRAG
+from .ksplit import KSPLIT
 from .row import ROW
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (ROW, FRAG)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (ROW, FRAG, KSPLIT)}
 
 
 def get_layout(name: str) -> Layout:

@@ -17,6 +17,7 @@ if triton is not None:
     from ..kernels import quantize as quantize_kernels
     from ..kernels import quantize_frag as quantize_frag_kernels
     from .frag_entry import MATMUL_FRAG, MAX_K
+    from .ksplit_entry import MATMUL_KSPLIT
     from .large_m import DEQUANTIZE_FRAG, DEQUANTIZE_MATMUL, DEQUANTIZE_MATMUL_DX, MATMUL_DX
 
     def _is_rows(desc: QuantizeDesc) -> Status:
@@ -77,6 +78,7 @@ if triton is not None:
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
         DEQUANTIZE_MATMUL,
         MATMUL_FRAG,
+        MATMUL_KSPLIT,
         KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
                     bind=_bind_tiles),
         DEQUANTIZE_MATMUL_DX,

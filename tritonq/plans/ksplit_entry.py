@@ -1,0 +1,69 @@
+"""Floor 4. ``matmul_ksplit`` as an entry of the registry: what it takes, how it is configured, what it promises."""
+from __future__ import annotations
+
+import torch
+
+from ..kernels import ksplit_launch as kernels
+from ..kernels.bound import BoundMatmul
+from ..kernels.ksplit_codes import codec
+from ..kernels.matmul import GATED
+from ..kernels.split_k import workspace_size
+from ..layouts import LAYOUTS
+from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
+from .descriptors import MatmulDesc
+from .registry import KernelEntry
+
+MIN_ARCH = 80
+_SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
+
+
+def can_implement(desc: MatmulDesc) -> Status:
+    """Layout ksplit and a 16-bit x that holds the format's levels; every group, N and K; any AMD GPU, sm_80 on, the interpreter."""
+    scheme, arch = desc.scheme, desc.target.arch
+    if desc.layout != "ksplit":
+        reason = LAYOUTS["ksplit"].refuses(scheme, desc.source_dtype)
+        return Status(reason or "takes layout 'ksplit'; q.relayout('ksplit') once, when the weight is loaded")
+    if desc.dtype not in (torch.float16, torch.bfloat16):
+        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
+    if desc.activation in GATED:
+        return Status(f"has no epilogue {desc.activation!r}; {_SLOW_WAY}")
+    if codec(scheme.format, desc.dtype) is None:
+        return Status(f"rounds levels to {dtype_name(desc.dtype)}, which cannot hold those of {scheme.format.name}; {_SLOW_WAY}")
+    if isinstance(arch, int) and arch < MIN_ARCH:
+        return Status(f"needs sm_{MIN_ARCH} or later, the target is {desc.target}; {_SLOW_WAY}")
+    return OK
+
+
+def config(desc: MatmulDesc) -> dict[str, int]:
+    hip = isinstance(desc.target.arch, str)
+    return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target), hip)
+
+
+def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
+    """Every product of two 16-bit numbers is exact in float32. What is rounded:
+
+    - a level of a code book, once, to x's dtype; integers less their zero point and small floats are exact;
+    - sums inside a run of columns, over the runs of a row and over the splits: a matrix unit may truncate, which costs a whole ulp, 2**-23;
+    - the multiplication of each run by its scale.
+    """
+    run = kernels.run_columns(desc.scheme, desc.k)
+    columns = max(run, 16)
+    runs = -(-desc.k // columns)
+    if run < 16:  # once more for each further group
+        runs += -(-desc.k // desc.scheme.group_shape(1, desc.k)[1])
+    sums = min(columns, desc.k) + 2 * runs + config(desc)["SPLIT_K"]
+    terms = (sums + 4) * 2.0**-23
+    out = torch.finfo(desc.dtype)
+    relative = (1 + codec(desc.scheme.format, desc.dtype).error) / (1 - min(terms, 0.5)) - 1
+    return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,
+                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
+
+
+def bind(desc: MatmulDesc, config: dict[str, int], x, q, bias, residual, shape) -> BoundMatmul:
+    return kernels.bind(x, q, bias, residual, desc.activation, config, shape)
+
+
+MATMUL_KSPLIT = KernelEntry(
+    op="matmul", name="matmul_ksplit", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, bind=bind,
+    workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
+)  # fmt: skip
