@@ -10,7 +10,7 @@ import triton
 import tritonq
 from tests.support import survey
 from tests.support.report import NUMBERS, PATH, measured, page
-from tritonq.codegen.budgets import QUANTIZE_ROWS
+from tritonq.codegen.budgets import DEQUANTIZE_ROWS, QUANTIZE_ROWS
 from tritonq.formats import FORMATS
 from tritonq.scheme import PRESETS, Scheme
 
@@ -72,6 +72,14 @@ for scheme in ("int4", "nf4", "mxfp4", "uint4.fz"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == 4
+
+
+@newest
+@pytest.mark.parametrize("scheme", DEQUANTIZE_ROWS)
+def test_instruction_budget_of_dequantize(scheme):
+    row = measured(scheme)[-1]
+    assert row.kernel == "dequantize_rows" and row.instructions <= DEQUANTIZE_ROWS[scheme]
+    assert set(row.stores) == {128} and row.spills == 0 and row.shared == 0
 
 
 @newest

@@ -72,6 +72,19 @@ Bit for bit IEEE results rule out the targets of 3 (int4) and 8 (nf4) instructio
 rounding and packing are one instruction each per element, 5 for int4 and 8 for nf4 before any address or scale. Two packed PTX instructions
 would lower that to about 3.6 and 6.5 (`max.NaN.bf16x2`: 0.5 per element for the magnitude; `cvt.rn.f16x2.f32`: rounding and half of the
 packing at once); they are inline assembly, and neither the interpreter nor AMD has them.
+
+## Where dequantize's instructions go
+
+| step | int4.g128 | nf4.g64 | int8 | why not fewer |
+| --- | --: | --: | --: | --- |
+| code or level out of the word | 1.9 | 2.9 | 2.0 | integers: mask, exponent; code books: shift, mask, entry of another lane |
+| minus offset or zero point | 1.0 | - | 1.0 | exact, together with the power of two that carried the code |
+| times scale | 1.0 | 1.0 | 1.0 | one rounding in float32 |
+| to bfloat16 | 0.5 | 0.5 | 0.5 | two at a time |
+| the rest | 1.7 | 1.0 | 1.3 | loads of codes and scales, 16-byte stores, addresses: eight runs of eight neighbours per thread |
+
+`dequantize_tiles`, with a load of one byte per code and of one scale per element (18 to 50 instructions), takes what is left: groups or
+rows that eight neighbours (four for float32) straddle.
 """
 
 

@@ -1,11 +1,15 @@
 """The schemes that whole-operation tests sweep, and data that provokes every rule."""
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tritonq import QTensor, reference
 from tritonq.formats import FORMATS
-from tritonq.scheme import PRESETS
+from tritonq.scheme import PRESETS, Scheme
+
+from .poison import fenced
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,3 +70,22 @@ def hostile(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shape, dtype and bytes: -0.0 differs from 0.0, NaN equals itself."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def every_code(scheme: str, shape: tuple[int, int], dtype: torch.dtype) -> QTensor:
+    """A matrix with every code of the format, also those that quantizing never gives, under scales of every magnitude."""
+    q = reference.quantize(hostile(shape, dtype), Scheme.parse(scheme))
+    generator = torch.Generator().manual_seed(shape[1])
+    codes = torch.randint(0, 256, q.packed.shape, generator=generator).to(torch.uint8)
+    codes.view(-1)[:256] = torch.arange(256, dtype=torch.uint8)[: codes.numel()]
+    changed = {"packed": fenced(codes)}
+    scale, zero_point = q.stored_scale, q.zero_point
+    if scale is not None and scale.is_floating_point() and scale.dtype.itemsize > 1:
+        limits = torch.finfo(scale.dtype)
+        values = (limits.smallest_normal, limits.smallest_normal * limits.eps, limits.max, 0.0, 1.0, 1.5)
+        spread = torch.tensor(values, dtype=scale.dtype).repeat(-(-scale.numel() // len(values)))[: scale.numel()]
+        changed["stored_scale"] = fenced(spread.view(scale.shape))
+    if zero_point is not None and zero_point.dtype == torch.uint8:
+        points = torch.randint(0, 2**q.scheme.format.bits, zero_point.shape, generator=generator)
+        changed["zero_point"] = fenced(points.to(torch.uint8))
+    return replace(q, **changed)

@@ -27,3 +27,4 @@ MATMUL_KSPLIT = {
 }  # fmt: skip
 # scheme: instructions per element of bfloat16 on the way without special values, at most.
 QUANTIZE_ROWS = {"int4.g128": 7.1, "nf4.g64": 9.7, "uint4.g128": 11.7, "mxfp4": 16.3, "int8": 7.3, "fp8_e4m3": 19.0}
+DEQUANTIZE_ROWS = {"int4.g128": 6.15, "uint4.g128": 6.9, "nf4.g64": 5.5, "mxfp4": 5.5, "int8": 5.85, "fp8_e4m3": 8.6, "int3": 6.8}

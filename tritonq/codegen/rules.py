@@ -81,6 +81,10 @@ def _quantize_budget(row: Row) -> float | None:
     return budgets.QUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" else None
 
 
+def _dequantize_budget(row: Row) -> float | None:
+    return budgets.DEQUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" else None
+
+
 EXPECTED: dict[str, Expected] = {
     # mma.sync, which needs no proxy fence between cp.async and wgmma; everything in the loop is copied ahead
     "matmul_frag": Expected(
@@ -89,6 +93,7 @@ EXPECTED: dict[str, Expected] = {
     # ptxas keeps a few values of the epilogue out of registers where one more program then fits a multiprocessor
     "matmul_ksplit": Expected(matrix="HMMA", barred=("SHFL", "STL", "LDL"), parked=24, per="loop", budget=_ksplit_budget),
     "matmul_tiles": Expected(per="loop"),
+    "dequantize_rows": Expected(per="program", budget=_dequantize_budget),
     "quantize_rows": Expected(per="program", budget=_quantize_budget),
     "quantize_area": Expected(),
     "range_partials": Expected(per="program"),

@@ -89,22 +89,16 @@ def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr
 def decode_minifloat(code, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr, LARGEST: tl.constexpr):
     """The exact float32 value of a small float. Codes beyond LARGEST, which encoding never gives, are Inf (whole exponent) and NaN."""
     BIAS: tl.constexpr = 2 ** (EXPONENT_BITS - 1) - 1
-    SHIFT: tl.constexpr = 23 - MANTISSA_BITS
-    code = code.to(tl.int32)
-    sign = (code >> (EXPONENT_BITS + MANTISSA_BITS)) << 31
-    mag = code & ((1 << (EXPONENT_BITS + MANTISSA_BITS)) - 1)
+    WIDTH: tl.constexpr = EXPONENT_BITS + MANTISSA_BITS
+    FIELDS: tl.constexpr = ((1 << WIDTH) - 1) << (23 - MANTISSA_BITS)
+    # The fields where float32 has its own: too small by a power of two, which multiplying takes back exactly, also from a subnormal.
+    bits = ((code.to(tl.int32) << (31 - WIDTH)) >> (8 - EXPONENT_BITS)) & (FIELDS - 2**31)
+    value = bits.to(tl.float32, bitcast=True)
     if BIAS < 127:
-        normal = ((mag << SHIFT) + ((127 - BIAS) << 23)).to(tl.float32, bitcast=True)
-        small = mag.to(tl.float32) * 2.0 ** (1 - BIAS - MANTISSA_BITS)
-        value = tl.where(mag < (1 << MANTISSA_BITS), small, normal)
-        if (LARGEST + 1) % 2**MANTISSA_BITS == 0:
-            value = tl.where(mag > LARGEST, float("inf"), value)
-            value = tl.where(mag > LARGEST + 1, float("nan"), value)
-        else:
-            value = tl.where(mag > LARGEST, float("nan"), value)
-    else:
-        value = (mag << SHIFT).to(tl.float32, bitcast=True)
-    return (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+        value *= 2.0 ** (127 - BIAS)
+        MAX: tl.constexpr = (LARGEST % 2**MANTISSA_BITS + 2**MANTISSA_BITS) * 2.0 ** (LARGEST // 2**MANTISSA_BITS - BIAS - MANTISSA_BITS)
+        value = tl.where(tl.abs(value) > MAX, (bits | 0x7F800000).to(tl.float32, bitcast=True), value)
+    return value
 
 
 def encode_minifloat_ref(u: torch.Tensor, exponent_bits: int, mantissa_bits: int, max_abs: float) -> torch.Tensor:

@@ -6,6 +6,13 @@ import torch
 from .._triton import tl
 from ..scheme import Scheme
 
+# Extent of the second and third axis of a CUDA grid.
+MAX_GRID_Y = 65535
+
+
+def next_power_of_two(value: int) -> int:
+    return 1 << max(value - 1, 0).bit_length()
+
 
 def compute_type(dtype: torch.dtype):
     """float64 is computed in float64, everything else in float32."""

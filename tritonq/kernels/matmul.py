@@ -8,7 +8,7 @@ from ..formats.packing import load_code
 from ..qtensor import QTensor
 from .bound import BoundMatmul
 from .constants import decode_constants
-from .dequantize import load_parameters, weight_sizes
+from .dequantize import load_parameters, loadable_scale, weight_sizes
 from .numerics import cast
 from .parameters import decode_value
 
@@ -118,7 +118,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
         return TurnedBack(activation, config, shape)
     grid = (triton.cdiv(x.shape[0], config["BLOCK_M"]) * triton.cdiv(q.shape[0], config["BLOCK_N"]), 1)
     return BoundMatmul(
-        matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, q.group_scale, q.zero_point),
+        matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, loadable_scale(q), q.zero_point),
         constants={"ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, **weight_sizes(q),
                    **decode_constants(q.scheme, x.dtype), **config},
     )  # fmt: skip

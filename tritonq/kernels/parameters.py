@@ -162,6 +162,12 @@ def decode_value(
         level = decode_integer(code, BITS, SIGNED).to(COMPUTE)
     else:
         level = DECODE(code).to(COMPUTE)
+    return scaled_level(level, scale, zero_point, AFFINE, FLOAT_ZERO)
+
+
+@jit
+def scaled_level(level, scale, zero_point, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr):
+    """``scale * (level - zero_point)``, or ``zero_point + scale * level``."""
     if FLOAT_ZERO:
         value = level * scale + zero_point
     elif AFFINE:

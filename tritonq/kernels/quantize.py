@@ -15,7 +15,7 @@ from .._triton import triton
 from ..formats.codebook import bound_table, line_table
 from ..formats.core import Format
 from ..scheme import Scheme
-from .constants import carrier, encode_constants
+from .constants import MAX_GRID_Y, carrier, encode_constants, next_power_of_two
 from .quantize_area import quantize_area
 from .quantize_rows import quantize_rows
 from .ranges import range_partials
@@ -24,8 +24,6 @@ from .ranges import range_partials
 LONGEST_ROW_GROUP = 32768
 # Most programs of range_partials: each of them is read again by every program of the second launch.
 MAX_PARTIALS = 1024
-# Extent of the second and third axis of a CUDA grid.
-MAX_GRID_Y = 65535
 # Elements that one warp of quantize_rows holds: 64 per thread.
 WARP_ELEMENTS = 2048
 
@@ -76,10 +74,6 @@ def cells_tensor(fmt: Format, kind: str, dtype: torch.dtype, storage: torch.dtyp
         return bound_table(fmt.bounds).to(device)
     bits = 8 if torch.float16 not in (dtype, storage) else 11
     return line_table(fmt.bounds, bits).to(device)
-
-
-def next_power_of_two(value: int) -> int:
-    return 1 << max(value - 1, 0).bit_length()
 
 
 def word_codes(scheme: Scheme, n: int, k: int) -> int:

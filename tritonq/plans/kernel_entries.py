@@ -57,7 +57,14 @@ if triton is not None:
     def _always(desc: Desc) -> Status:
         return OK
 
-    def _dequantize_config(desc: DequantizeDesc) -> dict[str, int]:
+    def _has_runs(desc: DequantizeDesc) -> Status:
+        reason = dequantize_kernels.runs_refused(desc.scheme, desc.n, desc.k, desc.dtype)
+        return Status(reason) if reason else OK
+
+    def _rows_config(desc: DequantizeDesc) -> dict[str, int]:
+        return dequantize_kernels.rows_config(desc.scheme, desc.n, desc.k, desc.dtype)
+
+    def _tiles_config(desc: DequantizeDesc) -> dict[str, int]:
         return dequantize_kernels.config(desc.k)
 
     def _bind_tiles(desc: MatmulDesc, config, x, q, bias, residual, shape):
@@ -74,7 +81,9 @@ if triton is not None:
         KernelEntry(op="quantize", name="quantize_area", revision=1, can_implement=_is_area, config=_config, guarantee=exact,
                     launch=_quantize),
         DEQUANTIZE_FRAG,
-        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_dequantize_config, guarantee=exact,
+        KernelEntry(op="dequantize", name="dequantize_rows", revision=1, can_implement=_has_runs, config=_rows_config, guarantee=exact,
+                    launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize_by_rows(q, desc.dtype, config)),
+        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_tiles_config, guarantee=exact,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
         DEQUANTIZE_MATMUL,
         MATMUL_FRAG,
