@@ -27,6 +27,7 @@ FLOORS = {
     "tritonq.reference": 2,
     "tritonq.kernels": 3,
     "tritonq.plans": 4,
+    "tritonq.torch_ops": 5,
     "tritonq.ops": 5,
     "tritonq.codegen": 5,
     "tritonq.nn": 6,

@@ -9,11 +9,13 @@ from .act_order import column_order
 from .errors import InvalidProblemError
 from .plans.bound import find
 from .plans.core import expect_type
-from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
-from .plans.select import Plan, select
+from .plans.descriptors import DequantizeDesc, QuantizeDesc
+from .plans.select import select
 from .qtensor import QTensor
-from .reference.matrix import ACTIVATIONS
 from .scheme import FLOAT_DTYPES, Scheme
+from .torch_ops import choose_product
+
+_is_compiling = torch.compiler.is_compiling
 
 
 def quantize(x: torch.Tensor, scheme: str | Scheme, *, layout: str = "row", g_idx: torch.Tensor | None = None) -> QTensor:
@@ -72,6 +74,8 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
+    if _is_compiling():
+        return torch.ops.tritonq.dequantize(q.flat(), q.form, dtype)
     return select(DequantizeDesc.of(q, dtype)).run(q)
 
 
@@ -107,44 +111,9 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
     """
     if activation is not None:
         expect_type(activation, str, "activation")
-    product = find(activation, _choose, x, q, bias, residual)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)
-                                    or (residual is not None and residual.requires_grad)):  # fmt: skip
-        return _Matmul.apply(product.plan, x, q, bias, residual)
-    return product.run(x, q, bias, residual)
-
-
-def _choose(activation: str | None, x, q, bias, residual) -> Plan:
-    return select(MatmulDesc.of(x, q, bias, activation, residual))
-
-
-class _Matmul(torch.autograd.Function):
-    """The fused forward. dx needs dy and the packed weight alone; x is kept only where an activation's argument must be computed again."""
-
-    @staticmethod
-    def forward(ctx, plan: Plan, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(*((x, bias) if plan.desc.activation is not None else (None, None)))
-        ctx.plan, ctx.q = plan, q
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        return plan.run(x, q, bias=bias, residual=residual)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: torch.Tensor):
-        x, bias = ctx.saved_tensors
-        desc, q, needs = ctx.plan.desc, ctx.q, ctx.needs_input_grad
-        d_residual = grad.to(ctx.residual_dtype) if needs[4] else None
-        d_sum = grad
-        if desc.activation is not None and (needs[1] or needs[3]):
-            with torch.enable_grad():
-                limit = torch.finfo(x.dtype)  # what the forward had in float32 may be beyond x's dtype, where a derivative would be NaN
-                before = matmul(x.detach(), q, None if bias is None else bias.detach()).clamp(limit.min, limit.max)
-                before = before.to(q.scheme.decode_dtype(x.dtype)).requires_grad_()
-                (d_sum,) = torch.autograd.grad(ACTIVATIONS[desc.activation](before), before, grad.to(before.dtype))
-        d_bias = d_sum.reshape(-1, desc.n).sum(0, dtype=q.scheme.decode_dtype(grad.dtype)).to(ctx.bias_dtype) if needs[3] else None
-        d_x = None
-        if needs[1]:
-            dy = d_sum.to(grad.dtype)
-            d_x = select(MatmulBackwardDesc.of(dy, q)).run(dy, q)
-        return None, d_x, None, d_bias, d_residual
+    if not _is_compiling():
+        product = find(activation, choose_product, x, q, bias, residual)
+        if not ((x.requires_grad or (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad))
+                and torch.is_grad_enabled()):  # fmt: skip
+            return product.run(x, q, bias, residual)
+    return torch.ops.tritonq.matmul(x, q.flat(), q.form, bias, activation, residual)

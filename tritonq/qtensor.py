@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -11,7 +12,12 @@ from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
 from .formats.packing import pack_row, unpack_row
 from .layouts import get_layout
+from .layouts.core import Expected
 from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+# The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
+_alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,7 @@ class QTensor:
         expanded_scale: ``dq`` in a kernel's layout: the float32 scales that the kernel loads; None in ``row``.
         column_order: act-order: int32 ``[K]``, packed column i is column ``column_order[i]`` of the matrix; None where columns lie in
             their own order. ``codes()``, ``dequantize()`` and ``matmul`` speak of the matrix; ``packed`` is sorted.
+        form: everything but the tensors as a text, such as ``"int4.g128 4096x4096 bfloat16 row"``; see :meth:`from_flat`.
     """
 
     scheme: Scheme
@@ -72,6 +79,9 @@ class QTensor:
                 raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype}{where} needs {name} = {want}, got {got}")
             if tensor is not None and tensor.device != self.packed.device:
                 raise InvalidProblemError(f"{name} is on {tensor.device}, packed on {self.packed.device}; move both to one device")
+        form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
+        object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
+        _alive[(self.form, *map(id, self.flat()))] = self
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +205,38 @@ class QTensor:
                  "column_order": row.column_order}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def flat(self) -> list[torch.Tensor]:
+        """Its tensors as they lie in memory: what ``torch.ops.tritonq`` takes, together with ``form``, the text of everything else."""
+        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]
+
+    @classmethod
+    def from_flat(cls, tensors: list[torch.Tensor], form: str) -> QTensor:
+        """The inverse of :meth:`flat`; the same object where it is alive.
+
+        Args:
+            tensors: of :meth:`flat`.
+            form: ``"scheme NxK dtype layout"``, with ``" act_order"`` where columns are sorted: ``QTensor.form``.
+
+        Raises:
+            InvalidProblemError: a form that cannot be read, tensors that are not those of the form.
+
+        Example:
+            >>> import torch, tritonq
+            >>> q = tritonq.quantize(torch.eye(64), "int4.g32")
+            >>> q.form
+            'int4.g32 64x64 float32 row'
+            >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
+            True
+        """
+        alive = _alive.get((form, *map(id, tensors)))
+        if alive is not None:
+            return alive
+        scheme, shape, dtype, layout, act_order = parse_form(form)
+        names = list(expected_flat(scheme, shape, dtype, layout)) + ["column_order"] * act_order
+        if len(tensors) != len(names):
+            raise InvalidProblemError(f"a weight of form {form!r} has the tensors {', '.join(names)}, got {len(tensors)}")
+        return cls(scheme, shape, dtype, layout=layout, **dict(zip(names, tensors, strict=True)))
+
     @classmethod
     def from_tensors(cls, scheme: Scheme | str, shape: tuple[int, int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]) -> QTensor:
         """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme, and scales must be finite.
@@ -276,6 +318,21 @@ class QTensor:
         facts = f"shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device}"
         layout = "" if self.layout == "row" else f", layout={self.layout}"
         return f"QTensor({str(self.scheme)!r}, {facts}{layout})"
+
+
+def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bool]:
+    """(scheme, (N, K), dtype, layout, act_order) of ``QTensor.form``."""
+    words = form.split(" ") if isinstance(form, str) else []
+    sizes = words[1].split("x") if len(words) in (4, 5) else []
+    if len(sizes) != 2 or not all(size.isdecimal() for size in sizes) or words[2] not in _DTYPES or words[4:] not in ([], ["act_order"]):
+        raise InvalidProblemError(f"a form reads like 'int4.g128 4096x4096 bfloat16 row', then maybe ' act_order'; got {form!r}")
+    return Scheme.parse(words[0]), (int(sizes[0]), int(sizes[1])), _DTYPES[words[2]], words[3], len(words) == 5
+
+
+def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> Expected:
+    """Shape and dtype of each tensor of ``QTensor.flat`` without act-order, in its order."""
+    expected = get_layout(layout).expected(scheme, shape, dtype)
+    return {f.name: want for f in fields(QTensor) if (want := expected.get(f.name)) is not None}
 
 
 def _as_bytes(value):

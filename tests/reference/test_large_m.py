@@ -98,7 +98,7 @@ def test_the_forward_keeps_nothing_that_the_backward_does_not_need(activation, k
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = tritonq.matmul(x, q, bias, activation, residual)
-    assert len(saved) == kept
+    assert len([t for t in saved if all(t.data_ptr() != mine.data_ptr() for mine in q.flat())]) == kept, "beside the packed weight"
     y.sum().backward()
     assert x.grad.shape == x.shape and bias.grad.shape == bias.shape and bool((residual.grad == 1).all())
 

@@ -99,7 +99,7 @@ class MatmulDesc:
             raise InvalidProblemError(f"x has shape {tuple(x.shape)}; its last dimension must be K={k} of the weight [N, K] = {q.shape}")
         if x.device != q.device:
             raise InvalidProblemError(f"x is on {x.device}, the weight on {q.device}; move one with .to()")
-        for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], _features(n, activation)))):
+        for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (*x.shape[:-1], features(n, activation)))):
             if tensor is None:
                 continue
             expect_dense(tensor, name)
@@ -117,7 +117,7 @@ class MatmulDesc:
     @property
     def features(self) -> int:
         """Columns of the result."""
-        return _features(self.n, self.activation)
+        return features(self.n, self.activation)
 
     @property
     def epilogue(self) -> str | None:
@@ -168,7 +168,7 @@ class MatmulBackwardDesc:
         return f"matmul_backward(m={self.m}, n={self.n}, k={self.k}, {self.scheme}, {dtype_name(self.dtype)}, {self.target}{tail})"
 
 
-def _features(n: int, activation: str | None) -> int:
+def features(n: int, activation: str | None) -> int:
     return n // 2 if activation == "swiglu" else n
 
 

@@ -1,0 +1,149 @@
+"""``torch.ops.tritonq``: fakes, gradients, torch.compile and torch.export, on the CPU."""
+import pytest
+import torch
+from torch.library import opcheck
+
+import tritonq
+from tests.support.schemes import same_bits
+from tritonq import QTensor
+from tritonq.errors import InvalidProblemError
+
+ops = torch.ops.tritonq
+SCHEMES = ("int4.g16", "uint4.g16.fz", "nf4.g64.dq", "nvfp4", "mxfp8", "uint3.g24", "fp8_e4m3", "int8.tensor", "bf16", "fp4_e2m1.column")
+# The first adds numbers to every tensor, which torch cannot do with 8-bit floats.
+ALL = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def weight(scheme="int4.g16", n=24, k=64, dtype=torch.float32, layout="row", **more):
+    generator = torch.Generator().manual_seed(0)
+    return tritonq.quantize(torch.randn(n, k, generator=generator, dtype=dtype), scheme, **more).relayout(layout)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_opcheck(scheme):
+    q = weight(scheme)
+    small = any(tensor.is_floating_point() and tensor.dtype.itemsize == 1 for tensor in q.flat())
+    for op, arguments in ((ops.matmul, (torch.randn(3, 64), q.flat(), q.form)), (ops.dequantize, (q.flat(), q.form)),
+                          (ops.quantize, (torch.randn(24, 64), scheme))):  # fmt: skip
+        assert set(opcheck(op.default, arguments, test_utils=ALL[small:]).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_of_gradients(activation, dtype):
+    q = weight(dtype=dtype)
+    features = 12 if activation == "swiglu" else 24
+    x, bias, residual = (torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((2, 3, 64), (24,), (2, 3, features)))
+    assert set(opcheck(ops.matmul.default, (x, q.flat(), q.form, bias, activation, residual)).values()) == {"SUCCESS"}
+    assert set(opcheck(ops.matmul.default, (x[:0], q.flat(), q.form)).values()) == {"SUCCESS"}
+    dy = torch.randn(4, 24, dtype=dtype, requires_grad=True)
+    assert set(opcheck(ops.matmul_dx.default, (dy, q.flat(), q.form)).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
+def test_gradcheck(activation):
+    q = weight("uint4.g16", n=6, k=16, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    shapes = (2, 16), (6,), (2, 3 if activation == "swiglu" else 6)
+    x, bias, residual = (torch.randn(*s, dtype=torch.float64, generator=generator, requires_grad=True) for s in shapes)
+    assert torch.autograd.gradcheck(lambda *a: tritonq.matmul(a[0], q, a[1], activation, a[2]), (x, bias, residual))
+
+
+def test_the_gradient_of_a_gradient():
+    q = weight("uint4.g16", n=6, k=16, dtype=torch.float64)
+    x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: tritonq.matmul(x, q), x)
+
+
+def test_results_are_those_of_the_functions():
+    q, x, bias = weight("nf4"), torch.randn(2, 3, 64), torch.randn(24)
+    assert same_bits(ops.matmul(x, q.flat(), q.form, bias, "silu"), tritonq.matmul(x, q, bias, "silu"))
+    assert same_bits(ops.dequantize(q.flat(), q.form, torch.float16), q.dequantize(torch.float16))
+    w = torch.randn(24, 64)
+    assert all(map(same_bits, ops.quantize(w, "nf4.dq"), tritonq.quantize(w, "nf4.dq").flat()))
+
+
+@pytest.mark.parametrize("q", [weight(), weight("nf4.dq", layout="frag"), weight("nvfp4", dtype=torch.bfloat16), weight("fp16"),
+                               weight(g_idx=torch.arange(64) % 4)], ids=lambda q: q.form)  # fmt: skip
+def test_a_weight_is_put_together_from_its_tensors(q):
+    assert QTensor.from_flat(q.flat(), q.form) is q
+    copies = [tensor.clone() for tensor in q.flat()]
+    other = QTensor.from_flat(copies, q.form)
+    assert other is not q and other.form == q.form and all(a is b for a, b in zip(other.flat(), copies, strict=True))
+    assert same_bits(other.dequantize(), q.dequantize())
+    assert QTensor.from_flat(copies, q.form) is other
+
+
+def test_nothing_is_kept_alive():
+    import gc
+    import weakref
+
+    q = weight()
+    tensors, form, gone = q.flat(), q.form, weakref.ref(q)
+    tritonq.matmul(torch.randn(2, 64), q)
+    del q
+    gc.collect()
+    assert gone() is None and QTensor.from_flat(tensors, form).form == form
+
+
+@pytest.mark.parametrize("form, text", [
+    ("int4.g16 24x64 float32", "a form reads like"), ("int4.g16 24 float32 row", "a form reads like"), (None, "a form reads like"),
+    ("int4.g16 24x64 int8 row", "a form reads like"), ("int4.g16 24x-6 float32 row", "a form reads like"),
+    ("int9 24x64 float32 row", "int9"), ("int4.g16 24x64 float32 rows", "known layouts"),
+    ("nf4 24x64 float32 row sorted", "a form reads like"), ("uint4.g16 24x64 float32 row", "packed, stored_scale, zero_point, got 2"),
+    ("int4.g16 24x128 float32 row", "needs packed"),
+])  # fmt: skip
+def test_refused_forms(form, text):
+    with pytest.raises((InvalidProblemError, tritonq.errors.TritonQError), match=text):
+        QTensor.from_flat([tensor.clone() for tensor in weight().flat()], form)
+
+
+def test_refused_arguments():
+    q = weight()
+    with pytest.raises(InvalidProblemError, match="last dimension must be K=64"):
+        ops.matmul(torch.randn(2, 63), q.flat(), q.form)
+    with torch._subclasses.FakeTensorMode() as mode, pytest.raises(InvalidProblemError, match="last dimension must be 64"):
+        ops.matmul(torch.empty(2, 63), [mode.from_tensor(t) for t in q.flat()], q.form)
+
+
+class Block(torch.nn.Module):
+    def __init__(self, q, up):
+        super().__init__()
+        self.q, self.up, self.norm = q, up, torch.nn.LayerNorm(q.shape[1])
+
+    def forward(self, x):
+        h = tritonq.matmul(self.norm(x), self.q, activation="swiglu")
+        return tritonq.matmul(h, self.up, residual=x) + tritonq.dequantize(self.up).sum()
+
+
+def block():
+    return Block(weight("nf4.g16", n=32, k=64), weight("uint4.g16", n=64, k=16))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_without_a_break_and_for_any_number_of_rows(backend):
+    module, runs = block(), []
+
+    def counted(graph, inputs):
+        runs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend=counted)
+    for rows in (2, 3, 7, 40):
+        x = torch.randn(rows, 64, requires_grad=True)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
+        (got,), (want,) = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, module))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert len(runs) == 1, "one graph for every number of rows"
+    targets = [node.target for node in runs[0].graph.nodes]
+    assert targets.count(ops.matmul) + targets.count(ops.matmul.default) == 2
+
+
+def test_export_keeps_the_operators():
+    module, rows = block(), torch.export.Dim("rows")
+    program = torch.export.export(module, (torch.randn(4, 64),), dynamic_shapes=({0: rows},))
+    assert [node.target for node in program.graph.nodes].count(ops.matmul.default) == 2
+    x = torch.randn(9, 64)
+    torch.testing.assert_close(program.module()(x), module(x), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,127 @@
+"""Floor 5. The verbs as operators of PyTorch, ``torch.ops.tritonq.*``: for torch.compile, torch.export and autograd.
+
+An operator takes tensors and plain values, so a weight goes in as ``q.flat(), q.form``. Keep ``q`` alive meanwhile and a call is as fast as
+``tritonq.matmul``, because what was prepared for a weight lives on it; a weight of which only the tensors are left is put together anew in
+every call. Defined with the low-level ``torch.library.Library``, whose calls cost less than those of ``custom_op``. The fakes give shape,
+dtype and strides of a result without a weight, also for a symbolic number of rows.
+"""
+from __future__ import annotations
+
+import torch
+
+from .errors import InvalidProblemError
+from .plans.bound import find
+from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
+from .plans.select import Plan, select
+from .qtensor import QTensor, expected_flat, parse_form
+from .reference.matrix import activation_backward
+
+_library = torch.library.Library("tritonq", "DEF")
+_ops = torch.ops.tritonq
+
+
+def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
+    """The plan of ``activation(x @ w_hat.T + bias) + residual``."""
+    return select(MatmulDesc.of(x, q, bias, activation, residual))
+
+
+def _matmul(x, weight, form, bias=None, activation=None, residual=None):
+    q = QTensor.from_flat(weight, form)
+    return find(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
+
+
+def _matmul_fake(x, weight, form, bias=None, activation=None, residual=None):
+    n, k = parse_form(form)[1]
+    _expect_last(x, k, "x", form)
+    return x.new_empty((*x.shape[:-1], features(n, activation)))
+
+
+def _matmul_dx(dy, weight, form):
+    q = QTensor.from_flat(weight, form)
+    return select(MatmulBackwardDesc.of(dy, q)).run(dy, q)
+
+
+def _matmul_dx_fake(dy, weight, form):
+    n, k = parse_form(form)[1]
+    _expect_last(dy, n, "dy", form)
+    return dy.new_empty((*dy.shape[:-1], k))
+
+
+def _dequantize(weight, form, dtype=None):
+    q = QTensor.from_flat(weight, form)
+    return select(DequantizeDesc.of(q, dtype)).run(q)
+
+
+def _dequantize_fake(weight, form, dtype=None):
+    _, shape, stored, _, _ = parse_form(form)
+    return weight[0].new_empty(shape, dtype=dtype or stored)
+
+
+def _quantize(x, scheme, layout="row"):
+    return select(QuantizeDesc.of(x, scheme, layout)).run(x.detach()).flat()
+
+
+def _quantize_fake(x, scheme, layout="row"):
+    desc = QuantizeDesc.of(x, scheme, layout)
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in expected_flat(desc.scheme, (desc.n, desc.k), desc.dtype, layout).values()]
+
+
+def _expect_last(tensor, size, name, form):
+    if tensor.dim() < 1 or tensor.shape[-1] != size:
+        raise InvalidProblemError(f"{name} has shape {tuple(tensor.shape)}; its last dimension must be {size} for a weight {form!r}")
+
+
+def _keep_for_backward(ctx, inputs, output):
+    """The packed weight alone; x and bias where an activation's argument must be computed again."""
+    x, weight, ctx.form, bias, ctx.activation, residual = inputs
+    ctx.tensors = len(weight)
+    again = (x, bias) if ctx.activation is not None else (None, None)
+    ctx.save_for_backward(*weight, *again)
+    ctx.bias_dtype, ctx.residual_dtype = (None if tensor is None else tensor.dtype for tensor in (bias, residual))
+
+
+def _matmul_backward(ctx, grad):
+    *weight, x, bias = ctx.saved_tensors
+    given = len(ctx.needs_input_grad)  # trailing defaults are left out by some callers, and want no gradient
+    needs = *ctx.needs_input_grad, *[False] * (6 - given)
+    scheme, (n, _), _, _, _ = parse_form(ctx.form)
+    compute = scheme.decode_dtype(grad.dtype)
+    needs_x, needs_bias, needs_residual = needs[0], needs[3], needs[5]
+    d_sum = grad
+    if ctx.activation is not None and (needs_x or needs_bias):
+        # What the forward had in float32 may be beyond x's dtype, where a derivative would be NaN.
+        limit = torch.finfo(x.dtype)
+        before = _ops.matmul(x, weight, ctx.form, bias).clamp(limit.min, limit.max)
+        d_sum = activation_backward(grad.to(compute), before.to(compute), ctx.activation)
+    d_bias = d_sum.reshape(-1, n).sum(0, dtype=compute).to(ctx.bias_dtype) if needs_bias else None
+    d_x = _ops.matmul_dx(d_sum.to(grad.dtype), weight, ctx.form) if needs_x else None
+    d_residual = grad.to(ctx.residual_dtype) if needs_residual else None
+    return (d_x, [None] * ctx.tensors, None, d_bias, None, d_residual)[:given]
+
+
+def _keep_weight(ctx, inputs, output):
+    _, weight, ctx.form = inputs
+    ctx.tensors = len(weight)
+    ctx.save_for_backward(*weight)
+
+
+def _matmul_dx_backward(ctx, grad):
+    weight = list(ctx.saved_tensors)
+    return _ops.matmul(grad, weight, ctx.form), [None] * ctx.tensors, None
+
+
+def _define(schema: str, implementation, fake) -> None:
+    name = schema.partition("(")[0]
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    _library.define(schema, tags=tags)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tritonq::{name}", fake, lib=_library)
+
+
+_define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
+        _matmul, _matmul_fake)  # fmt: skip
+_define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
+_define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
+_define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
+torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=_library)
+torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=_library)
