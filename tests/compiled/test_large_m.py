@@ -12,10 +12,13 @@ from tests.support.schemes import same_bits
 from tritonq import MatmulBackwardDesc, MatmulDesc, PlanPreference, Scheme, reference
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
 from tritonq.kernels.dequantize_range import dequantize_range
+from tritonq.layouts import frag_codes
 
 half, bf16 = torch.float16, torch.bfloat16
 SAMPLE = [("int4.g32", half), ("uint4.g128", bf16), ("uint4.g24.s32.fz", half), ("nf4", bf16), ("nf4.dq", half), ("mxfp4", bf16),
-          ("int4.channel", bf16), ("uint4.tensor.fz.se8m0", half), ("int4.g7.se4m3", half)]  # fmt: skip
+          ("int4.channel", bf16), ("uint4.tensor.fz.se8m0", half), ("int4.g7.se4m3", half), ("uint3.g32", bf16),
+          ("fp8_e4m3.g48", half), ("int2.g16", half), ("mxfp8", bf16), ("int8.channel", half), ("uint2.g96.fz", bf16),
+          ("int3.tensor", half)]  # fmt: skip
 
 
 def forced(desc, kernel, **config):
@@ -120,14 +123,17 @@ def test_workspace(kernel, epilogue, simulator):
         plan.run(x, q, workspace=garbage[1 : needed + 1], **more)
 
 
-@pytest.mark.parametrize("scheme, budget", [("int4.g128", 12.0), ("uint4.g64", 12.0), ("nf4.g64", 12.0), ("nvfp4", 13.0)])
+@pytest.mark.parametrize("scheme, budget", [("int4.g128", 12.0), ("uint4.g64", 12.0), ("nf4.g64", 12.0), ("nvfp4", 13.0),
+                                            ("int8.channel", 10.5), ("fp8_e4m3.channel", 15.0), ("int2.g32", 10.0),
+                                            ("int3.g64", 14.0)])  # fmt: skip
 def test_decoding_reads_and_writes_16_bytes_at_a_time(scheme, budget):
     q = reference.quantize(torch.zeros(128, 4096, dtype=half), Scheme.parse(scheme)).relayout("frag")
     with survey.launches(90) as rows:
         dequantize_range(q, torch.empty(128, 4096, dtype=bf16))
     ((name, report, constants),) = rows
     assert name == "dequantize_range_tiles" and report.spills == 0 and set(report.global_stores) == {128}
-    assert report.global_loads.count(128) * 128 * 32 * report.num_warps >= constants["BLOCK_N"] * constants["BLOCK_K"] * 4
+    bits = frag_codes.planes(q.scheme.format)[0].bits
+    assert report.global_loads.count(128) * 128 * 32 * report.num_warps >= constants["BLOCK_N"] * constants["BLOCK_K"] * bits
     assert survey.per_element(report, constants) <= budget, survey.per_element(report, constants)
 
 

@@ -1,4 +1,4 @@
-"""The fused 4-bit matmul on layout ``frag``: its PTX, run by the simulator, keeps what it guarantees."""
+"""The fused matmul on layout ``frag``: its PTX, run by the simulator, keeps what it guarantees."""
 import dataclasses
 
 import pytest
@@ -10,6 +10,7 @@ from tests.support.schemes import same_bits
 from tests.support.weights import expected, fence, weight, within
 from tritonq import MatmulDesc, Scheme, reference
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
+from tritonq.formats.packing import pack_row
 from tritonq.kernels import frag_launch as kernels
 from tritonq.kernels import split_k
 from tritonq.plans import frag_entry
@@ -55,13 +56,51 @@ def test_every_format_and_group(scheme, dtype, simulator):
     check(scheme, 3, 72, 520, dtype, simulator)
 
 
+# Every other width, and group sizes that are no powers of two, in turn.
+OTHER_FORMATS = ("int8", "uint8", "uint8.fz", "fp8_e4m3", "fp8_e5m2", "int2", "uint2", "uint2.fz", "int3", "uint3", "uint3.fz", "int4",
+                 "uint4", "nf4")  # fmt: skip
+OTHER_GROUPS = ("g16", "g48", "g32", "g96", "g128", "g160", "g64", "channel", "g208")
+OTHERS = [(f"{fmt}.{OTHER_GROUPS[2 * i % len(OTHER_GROUPS)]}", DTYPES[i % 2]) for i, fmt in enumerate(OTHER_FORMATS)]
+OTHERS += [("mxfp8", torch.bfloat16), ("nvfp4", torch.float16), ("int8.g48", torch.bfloat16), ("fp8_e4m3.channel", torch.float16)]
+
+
+@pytest.mark.parametrize("scheme, dtype", OTHERS, ids=str)
+def test_every_width_and_uneven_groups(scheme, dtype, simulator):
+    """The last group is short, and columns are padded beyond it."""
+    check(scheme, 3, 72, 520, dtype, simulator)
+
+
+IDENTITY = [(fmt, dtype) for fmt in ("uint2", "uint3", "uint4", "uint8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1") for dtype in DTYPES]
+IDENTITY += [("int2", DTYPES[0]), ("int3", DTYPES[1]), ("int4", DTYPES[0]), ("int8", DTYPES[1])]
+
+
+@pytest.mark.parametrize("fmt, dtype", IDENTITY, ids=str)
+def test_every_code_decodes_exactly(fmt, dtype, simulator):
+    """x is the identity and scales are 1: the result is level less zero point, for every code in many places of a word. A code that is
+    NaN or Inf makes its row NaN."""
+    row = weight(f"{fmt}.g32", 64, 64, torch.float16, exact=True)
+    codes = torch.arange(64 * 64).view(64, 64) % (1 << row.scheme.format.bits)
+    codes = codes + torch.arange(64)[:, None] & (1 << row.scheme.format.bits) - 1
+    finite, odd = row.scheme.format.levels.isfinite(), (~row.scheme.format.levels.isfinite()).nonzero().flatten()
+    codes = torch.where(finite[codes], codes, codes & 1).to(torch.uint8)
+    codes[range(len(odd)), range(9, 9 + len(odd))] = odd.to(torch.uint8)
+    row = dataclasses.replace(row, packed=pack_row(codes, row.scheme.format.bits), stored_scale=torch.ones_like(row.stored_scale))
+    plan = tritonq.select(MatmulDesc.of(torch.eye(64, dtype=dtype), row.relayout("frag")))
+    got = plan.run(torch.eye(64, dtype=dtype), row.relayout("frag"))
+    want = reference.dequantize(row, torch.float64).T.clone()
+    assert len(set(codes.flatten().tolist())) == 1 << row.scheme.format.bits and plan.kernel.name == "matmul_frag"
+    want[:, range(len(odd))] = torch.nan
+    assert torch.equal(got[:, len(odd) :].double(), want[:, len(odd) :]) and bool(got[:, : len(odd)].isnan().all())
+
+
 @pytest.mark.parametrize("simulator", [80], indirect=True)
-@pytest.mark.parametrize("scheme, dtype", SAMPLE[::4])
+@pytest.mark.parametrize("scheme, dtype", [*SAMPLE[::4], *OTHERS[1::4]], ids=str)
 def test_sm_80(scheme, dtype, simulator):
     check(scheme, 5, 65, 384, dtype, simulator, SPLIT_K=2)
 
 
-EXACT = ("int4.g32", "int4.channel", "uint4.g64", "uint4.g32", "uint4.g128.fz", "fp4_e2m1.g64")
+EXACT = ("int4.g32", "int4.channel", "uint4.g64", "uint4.g32", "uint4.g128.fz", "fp4_e2m1.g64", "int8.g48", "uint8.g128",
+         "uint3.g64", "int2.channel")  # fmt: skip
 
 
 @pytest.mark.parametrize("simulator", [80, 90], indirect=True)
@@ -87,7 +126,7 @@ RAGGED = ((1, 1, 1), (1, 64, 128), (8, 65, 129), (16, 128, 256), (17, 63, 33), (
           (5, 64, 31))  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g64", "nf4.g64", "uint4.g128.fz"])
+@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g64", "nf4.g64", "uint4.g128.fz", "uint8.g48", "int3.g32"])
 @pytest.mark.parametrize("m, n, k", RAGGED, ids=str)
 def test_ragged_shapes(m, n, k, scheme, simulator):
     check(scheme, m, n, k, DTYPES[(m + n) % 2], simulator)
@@ -185,13 +224,14 @@ def test_gradients_flow_through_the_layout(simulator):
     assert torch.allclose(x.grad.double(), reference.dequantize(row, torch.float64).sum(0).expand(2, -1), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("scheme, dtype, reason, chosen", [
-    ("int4", torch.float32, "float16 or bfloat16", "matmul_tiles"), ("int4.g48", torch.float16, "groups of 32, 64", "dequantize_matmul"),
-    ("nvfp4", torch.float16, "has 16", "dequantize_matmul"),
+@pytest.mark.parametrize("scheme, k, dtype, reason, chosen", [
+    ("int4", 96, torch.float32, "float16 or bfloat16", "matmul_tiles"),
+    ("int4.g24", 96, torch.float16, "multiple of 16", "dequantize_matmul"),
+    ("int8.g1000", 1100, torch.float16, "has 1000", "dequantize_matmul"),
 ])  # fmt: skip
-def test_what_it_refuses_goes_to_kernels_that_decode_apart(scheme, dtype, reason, chosen, simulator):
-    row = weight(scheme, 8, 96, torch.float16) if scheme != "nvfp4" else reference.quantize(torch.randn(8, 96).half(), Scheme.parse(scheme))
-    x, q = torch.randn(2, 96, dtype=dtype), row.relayout("frag")
+def test_what_it_refuses_goes_to_kernels_that_decode_apart(scheme, k, dtype, reason, chosen, simulator):
+    row = weight(scheme, 8, k, torch.float16)
+    x, q = torch.randn(2, k, dtype=dtype), row.relayout("frag")
     text = tritonq.explain(MatmulDesc.of(x, q))
     assert reason in text and "q.relayout('row') does it once" in text and f"{chosen:<18} chosen" in text
     assert within(tritonq.matmul(x, q), x, row, tritonq.select(MatmulDesc.of(x, q)))

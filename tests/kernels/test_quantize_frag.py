@@ -31,7 +31,10 @@ def test_strides(device):
     assert torch.equal(got.packed, tritonq.quantize(x.contiguous(), "nf4.g64").relayout("frag").packed)
 
 
-@pytest.mark.parametrize("scheme, why", [("int4.g96", "groups of 1, 2, 4"), ("nf4.dq", "second level"), ("int4.tensor", "along rows")])
+@pytest.mark.parametrize("scheme, why", [
+    ("int4.g96", "groups of 1, 2, 4"), ("nf4.dq", "second level"), ("int4.tensor", "along rows"), ("uint3.g32", "4-bit codes, uint3 has 3"),
+    ("mxfp8", "4-bit codes, fp8_e4m3 has 8"), ("nvfp4", "second level"),
+])  # fmt: skip
 def test_what_it_leaves_to_relayout(scheme, why, device):
     x = torch.randn(5, 200, device=device)
     line = next(line for line in tritonq.explain(QuantizeDesc.of(x, scheme, "frag")).splitlines() if "quantize_frag" in line)

@@ -19,6 +19,8 @@ WEIGHTS = {
     "frag float zero": ("uint4.g128.fz", "frag", 100, 512),
     "ksplit nf4, split-K": ("nf4.g64", "ksplit", N, K),
     "ksplit nvfp4": ("nvfp4", "ksplit", 100, 512),
+    "frag fp8": ("fp8_e4m3.channel", "frag", 100, 512),
+    "frag nvfp4": ("nvfp4", "frag", 64, 256),
     "row int8": ("int8.channel", "row", 70, 130),
     "row dq, one row": ("nf4.g64.dq", "row", 1, 128),
     "row, one column": ("uint4", "row", 48, 1),

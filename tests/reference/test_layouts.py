@@ -1,4 +1,4 @@
-"""Layouts: lossless both ways for every 4-bit code, size and granularity; the same matrix in each; the documented order of bytes."""
+"""Layouts: lossless both ways for every code, size and granularity; the same matrix in each; the documented order of bytes."""
 import dataclasses
 import pickle
 
@@ -10,14 +10,16 @@ from tests.support.schemes import hostile, same_bits
 from tritonq import QTensor
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.formats import FORMATS
-from tritonq.layouts import byte_planes, frag
+from tritonq.layouts import byte_planes, frag, frag_codes
 from tritonq.layouts.byte_planes import BytePlanes
 
 BOOKS = ("nf4", "fp4_bnb", "fp4_e2m1")
 SCHEMES = ("int4", "int4.g32", "int4.g48.full", "int4.channel", "int4.tensor", "int4.b3x5", "int4.b64x128.s16", "int4.dq", "int4.g7.s32",
            "int4.sbf16", "int4.se8m0", "int4.se4m3", "uint4", "uint4.g32.s32", "uint4.fz", "uint4.g64.fz.s32", "uint4.fz.se8m0",
            "uint4.channel.fz", "uint4.dq", "uint4.tensor", "nf4", "nf4.dq", "nf4.g1", "fp4_bnb", "fp4_e2m1.sbf16", "mxfp4",
-           "nvfp4")  # fmt: skip
+           "nvfp4", "int8", "int8.g48.s16", "int8.tensor", "uint8", "uint8.g32.fz", "fp8_e4m3", "fp8_e4m3.g32.dq", "fp8_e4m3.b3x5.s16",
+           "fp8_e5m2.g96", "fp8_e5m2.se8m0", "mxfp8", "int2", "int2.g7", "uint2.g32.fz", "int3", "uint3.g24", "uint3.tensor",
+           "int3.dq")  # fmt: skip
 SIZES = ((1, 1), (63, 128), (65, 129), (130, 300), (0, 64), (3, 0))
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -26,8 +28,8 @@ def random_q(scheme: str, shape: tuple[int, int], dtype: torch.dtype = torch.flo
     """Quantized data whose codes are then replaced by uniformly random ones."""
     q = tritonq.quantize(hostile(shape, dtype), scheme)
     packed = torch.randint(0, 256, q.packed.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
-    if shape[1] % 2 and shape[1]:
-        packed[:, -1] &= 15  # the padding of the last byte is zero
+    if shape[1] and shape[1] * q.scheme.format.bits % 8:
+        packed[:, -1] &= (1 << shape[1] * q.scheme.format.bits % 8) - 1  # the padding of the last byte is zero
     return dataclasses.replace(q, packed=packed)
 
 
@@ -41,7 +43,8 @@ def test_there_and_back_is_the_same_bytes(scheme, dtype, shape):
     for f in dataclasses.fields(QTensor):
         was, is_now = getattr(q, f.name), getattr(back, f.name)
         assert same_bits(is_now, was) if isinstance(was, torch.Tensor) else is_now == was, f.name
-    assert same_bits(there.codes(), q.codes()) and same_bits(there.dequantize(), q.dequantize())
+    assert same_bits(there.codes(), q.codes()) and torch.equal(there.dequantize().isnan(), q.dequantize().isnan())
+    assert same_bits(there.dequantize().nan_to_num(), q.dequantize().nan_to_num())
     assert q.scale is None or same_bits(there.scale, q.scale) and same_bits(there.group_scale, q.group_scale)
     assert all(same_bits(there.tensors()[name], tensor) for name, tensor in q.tensors().items())
     assert there.relayout("frag") is there and q.relayout("row") is q
@@ -50,36 +53,41 @@ def test_there_and_back_is_the_same_bytes(scheme, dtype, shape):
 def test_large_matrices_go_in_panels(monkeypatch):
     q = random_q("uint4", (500, 260))
     whole = q.relayout("frag")
-    monkeypatch.setattr(frag, "_CHUNK", 64 * 384 * 3)
-    assert len(frag._panels(q)) == 3 and same_bits(q.relayout("frag").packed, whole.packed)
+    monkeypatch.setattr(frag_codes, "_CHUNK", 64 * 384 * 3)
+    assert len(frag_codes.panels(500, 384)) == 3 and same_bits(q.relayout("frag").packed, whole.packed)
     assert same_bits(whole.relayout("row").packed, q.packed)
 
 
 def brute_force(q: QTensor) -> torch.Tensor:
-    """``packed`` word by word from the formula in docs/layouts.md."""
-    n, k = q.shape
-    fmt = q.scheme.format
-    codes = q.codes().int() & 15
-    relabel = [c ^ 8 if fmt.signed else c for c in range(16)] if fmt.is_integer else byte_planes.byte_planes(fmt, torch.float16).relabel
-    wide = -(-k // 128) * 128
-    out = torch.zeros(-(-n // 64), wide * 8, dtype=torch.int64)
+    """``packed`` bit by bit from the formulas in docs/layouts.md."""
+    (n, k), fmt = q.shape, q.scheme.format
+    codes = (q.codes().int() & (1 << fmt.bits) - 1).tolist()
+    if fmt.is_integer:
+        stored = [c ^ (1 << fmt.bits - 1 if fmt.signed else 0) for c in range(1 << fmt.bits)]
+    else:
+        stored = list(RELABEL[fmt.name] if fmt.bits == 4 else range(256))
+    planes = {2: [(2, 0)], 3: [(2, 0), (1, 2)], 4: [(4, 0)], 8: [(8, 0)]}[fmt.bits]  # width, lowest bit
+    multiple = 256 if fmt.bits == 3 else 128
+    wide = -(-k // multiple) * multiple
+    out = torch.zeros(-(-n // 64), wide * 2 * fmt.bits, dtype=torch.int64)
     for row in range(-(-n // 64) * 64):
+        a, warp, h, g = row // 64, row // 16 % 4, row // 8 % 2, row % 8
         for column in range(wide):
-            a, warp, h, g = row // 64, row // 16 % 4, row // 8 % 2, row % 8
-            b, word, c, t, e = column // 64, column // 16 % 4, column // 8 % 2, column // 2 % 4, column % 2
-            nibble = h + 2 * c + 4 * e if fmt.is_integer else 2 * h + 4 * c + e
-            code = int(codes[row, column]) if row < n and column < k else relabel_zero(fmt)
-            out[a, b * 512 + ((warp * 8 + g) * 4 + t) * 4 + word] |= relabel[code] << (4 * nibble)
+            value = stored[codes[row][column]] if row < n and column < k else 0  # padding: of columns it meets zeros of x
+            first = 0
+            for bits, low in planes:
+                per_word, columns = 8 // bits, 256 // bits
+                b, w, u, t, e = column // columns, column % columns // (8 * per_word), column // 8 % per_word, column // 2 % 4, column % 2
+                if bits == 1:
+                    place = u % 2 + 2 * h + 4 * (u // 2) + 16 * e
+                else:
+                    place = (h + 2 * u + 2 * per_word * e if fmt.is_integer or bits == 8 else 2 * h + 4 * u + e) * bits
+                out[a, first + b * 512 + ((warp * 8 + g) * 4 + t) * 4 + w] |= (value >> low & (1 << bits) - 1) << place
+                first += wide * 2 * bits
     return torch.where(out >= 2**31, out - 2**32, out).int()
 
 
-def relabel_zero(fmt) -> int:
-    """The code whose stored nibble pads; padded columns meet zeros of x, padded rows are never stored."""
-    nibbles = frag._stored_nibbles(fmt, torch.device("cpu")).tolist()
-    return nibbles.index(0)
-
-
-@pytest.mark.parametrize("scheme", ["int4", "uint4", "nf4"])
+@pytest.mark.parametrize("scheme", ["int4", "uint4", "nf4", "int8", "uint8", "fp8_e4m3", "int2", "uint2", "int3", "uint3"])
 def test_the_order_is_the_documented_one(scheme):
     q = random_q(scheme, (70, 130))
     assert torch.equal(q.relayout("frag").packed, brute_force(q))
@@ -132,7 +140,9 @@ RELABEL = {
 }
 
 
-@pytest.mark.parametrize("scheme, reason", [("int8", "4-bit"), ("nf4.column", "along columns"), ("int4.s64", "float64"), ("fp16", "4-bit")])
+@pytest.mark.parametrize("scheme, reason", [
+    ("bf16", "has 16"), ("nf4.column", "along columns"), ("int4.s64", "float64"), ("fp16", "2, 3, 4 or 8 bits"),
+])  # fmt: skip
 def test_refusals(scheme, reason):
     q = tritonq.quantize(torch.randn(8, 64), scheme)
     with pytest.raises(UnsupportedError, match=reason):

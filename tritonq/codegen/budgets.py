@@ -9,14 +9,21 @@ ARCH = 90  # whose figures these are
 COLUMNS = 4096  # K of the matmuls' rows: another K may take another tile, which has no budget
 # (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or 32 rows.
 MATMUL_FRAG = {
-    ("int4.g128", "float16", 1): 1.75, ("int4.g128", "float16", 16): 2.0, ("int4.g128", "float16", 64): 2.9,
-    ("int4.g128", "bfloat16", 8): 2.0, ("int4.g128", "bfloat16", 9): 2.25, ("int4.g128", "bfloat16", 32): 3.15,
-    ("uint4.g128", "float16", 1): 1.95, ("uint4.g128", "bfloat16", 1): 2.2, ("uint4.g128", "float16", 16): 2.2,
-    ("uint4.g128.fz", "float16", 1): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.95,
-    ("int4.g64", "float16", 1): 2.1, ("int4.g32", "float16", 1): 2.4, ("int4.channel", "float16", 1): 1.75,
-    ("int4.g256", "bfloat16", 1): 2.0,
-    ("nf4.g64", "bfloat16", 1): 3.55, ("nf4.g64", "bfloat16", 16): 3.85, ("nf4.g64", "float16", 1): 3.55, ("nf4.g64", "bfloat16", 64): 4.5,
-    ("fp4_bnb.g64", "float16", 1): 3.55, ("mxfp4", "bfloat16", 1): 4.1,
+    ("int4.g128", "float16", 1): 1.75, ("int4.g128", "float16", 16): 2.0, ("int4.g128", "float16", 64): 2.85,
+    ("int4.g128", "bfloat16", 8): 1.75, ("int4.g128", "bfloat16", 9): 2.0, ("int4.g128", "bfloat16", 32): 2.85,
+    ("uint4.g128", "float16", 1): 1.85, ("uint4.g128", "bfloat16", 1): 1.85, ("uint4.g128", "float16", 16): 2.15,
+    ("uint4.g128.fz", "float16", 1): 2.15, ("uint4.g128.fz", "bfloat16", 16): 2.55,
+    ("int4.g64", "float16", 1): 1.95, ("int4.g32", "float16", 1): 2.35, ("int4.channel", "float16", 1): 1.6,
+    ("int4.g256", "bfloat16", 1): 1.65,
+    ("nf4.g64", "bfloat16", 1): 3.45, ("nf4.g64", "bfloat16", 16): 3.8, ("nf4.g64", "float16", 1): 3.45, ("nf4.g64", "bfloat16", 64): 4.45,
+    ("fp4_bnb.g64", "float16", 1): 3.45, ("mxfp4", "bfloat16", 1): 3.85, ("nvfp4", "bfloat16", 1): 4.65, ("nvfp4", "bfloat16", 64): 6.65,
+    ("int8.channel", "float16", 1): 1.55, ("int8.channel", "bfloat16", 16): 1.85, ("int8.channel", "bfloat16", 64): 2.75,
+    ("uint8.channel", "float16", 1): 1.65, ("int8.g128", "bfloat16", 1): 1.7,
+    ("fp8_e4m3.channel", "float16", 1): 2.55, ("fp8_e4m3.channel", "bfloat16", 1): 2.8, ("fp8_e5m2.channel", "float16", 1): 1.6,
+    ("mxfp8", "bfloat16", 1): 3.55,
+    ("int3.g128", "bfloat16", 1): 2.6, ("int3.g128", "float16", 16): 2.9, ("int3.g128", "float16", 64): 3.45,
+    ("int2.g128", "bfloat16", 1): 1.65, ("int2.g128", "float16", 16): 1.9, ("uint3.g128.fz", "float16", 64): 3.25,
+    ("int4.g48", "float16", 1): 3.2,
 }  # fmt: skip
 # The same for layout ksplit.
 MATMUL_KSPLIT = {

@@ -12,8 +12,7 @@ import torch
 from .._triton import jit, tl
 from ..formats import Format
 from ..formats.packing import load_code
-from ..layouts import frag
-from ..layouts.byte_planes import byte_planes
+from ..layouts import frag, frag_codes
 from ..qtensor import QTensor
 from .constants import decode_constants
 from .dequantize import load_parameters, weight_arguments
@@ -27,10 +26,10 @@ def decode_tile(
     packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, first_row, first_column, N, K,
     packed_row, scale_row, zero_row, group_rows, group_columns,
     LAYOUT: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr, HAS_SCALE: tl.constexpr,
-    AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, PLACES: tl.constexpr, UPPER_PLACES: tl.constexpr, SCALE: tl.constexpr,
+    ZERO: tl.constexpr, UNIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Rows from first_row (int64) and columns from first_column on, both multiples of 64; COMPUTE ``[BLOCK_N, BLOCK_K]``.
+    """Rows from first_row (int64) and columns from first_column on, multiples of 64 and of BLOCK_K; COMPUTE ``[BLOCK_N, BLOCK_K]``.
 
     Beyond N and K: 1 times the level of code 0, or what the layout pads with; finite, and for the caller to mask.
     """
@@ -43,10 +42,16 @@ def decode_tile(
                                             COMPUTE, HAS_SCALE, AFFINE)  # fmt: skip
         value = decode_value(code, scale, zero_point, COMPUTE, DECODE, BITS, SIGNED, AFFINE, FLOAT_ZERO)
     else:
-        stored = frag_codes(packed_ptr, first_row // 64, first_column // 64, (N + 63) // 64, packed_row, DECODE is not None,
-                            BLOCK_N // 64, BLOCK_K // 64)  # fmt: skip
-        if DECODE is not None:
+        stored = plane_codes(packed_ptr, first_row // 64, first_column, (N + 63) // 64, packed_row, BITS - (BITS == 3), PLACES,
+                             BLOCK_N // 64, BLOCK_K)  # fmt: skip
+        if BITS == 3:
+            upper = plane_codes(packed_ptr + packed_row // 3 * 2, first_row // 64, first_column, (N + 63) // 64, packed_row,
+                                1, UPPER_PLACES, BLOCK_N // 64, BLOCK_K)  # fmt: skip
+            stored = stored | upper << 2
+        if levels_ptr is not None:
             level = tl.load(levels_ptr + stored)
+        elif DECODE is not None:
+            level = DECODE(stored)
         else:  # a code is the low bits of a float near 2**23, and one subtraction takes away both that and the offset
             number = (stored | 0x4B000000).to(tl.float32, bitcast=True)
             if SIGNED:
@@ -72,18 +77,27 @@ def as_is(level):
 
 
 @jit
-def frag_codes(w_ptr, tile_n, tile_k, tiles, w_row, SEQUENTIAL: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """Stored nibbles of A x B tiles of 64 x 64, int32 ``[A * 64, B * 64]``; tiles beyond the last row of tiles repeat it."""
+def plane_codes(
+    w_ptr, tile_n, first_column, tiles, w_row, BITS: tl.constexpr, PLACES: tl.constexpr, A: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Bits that one plane holds of the codes, int32 ``[A * 64, BLOCK_K]``; tiles beyond the last row of tiles repeat it.
+
+    PLACES: how far apart in a word the codes are along axes h, s, v and e.
+    """
+    U: tl.constexpr = 8 // BITS  # half fragments, of 8 columns, in a word
+    WORDS: tl.constexpr = BLOCK_K // (8 * U)
+    V: tl.constexpr = WORDS if WORDS < 4 else 4  # neighbours in memory; a tile has four
     a = tl.minimum(tile_n + tl.arange(0, A), tiles - 1).to(tl.int64)
-    w = tl.load(w_ptr + a[:, None] * w_row + (tile_k.to(tl.int64) * 512 + tl.arange(0, B * 512))[None, :])
-    i = tl.arange(0, 8)  # 4c + 2h + e
-    if SEQUENTIAL:
-        nibble = i
-    else:
-        nibble = ((i >> 1) & 1) + 2 * (i >> 2) + 4 * (i & 1)  # h + 2c + 4e
-    code = (w[:, :, None] >> (4 * nibble)[None, None, :]) & 15
-    code = code.reshape(A, B, 4, 8, 4, 4, 2, 2, 2)  # a b warp g t word c h e
-    return code.trans(0, 2, 7, 3, 1, 5, 6, 4, 8).reshape(A * 64, B * 64)
+    word = first_column // (8 * U)
+    i = tl.arange(0, 128 * WORDS)
+    if V < 4:  # part of a tile
+        i = word % 4 + i // V * 4 + i % V
+    w = tl.load(w_ptr + a[:, None] * w_row + ((word // 4).to(tl.int64) * 512 + i)[None, :])
+    j = tl.arange(0, 4 * U)  # 4 (2 v + s) + 2 h + e
+    place = (j >> 1 & 1) * PLACES[0] + (j >> 2 & 1) * PLACES[1] + (j >> 3) * PLACES[2] + (j & 1) * PLACES[3]
+    code = (w[:, :, None] >> (place * BITS)[None, None, :]) & (2**BITS - 1)
+    code = code.reshape(A, WORDS // V, 4, 8, 4, V, U, 2, 2)  # a b warp g t w u h e
+    return code.trans(0, 2, 7, 3, 1, 5, 6, 4, 8).reshape(A * 64, BLOCK_K)
 
 
 @jit
@@ -111,9 +125,9 @@ def spread_units(t, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNIT: tl.const
 
 @cache
 def stored_levels(fmt: Format, device: torch.device) -> torch.Tensor:
-    """float32 level of each nibble as layout ``frag`` stores it."""
+    """float32 level of each code as layout ``frag`` stores it."""
     levels = torch.empty_like(fmt.levels)
-    levels[list(byte_planes(fmt, torch.float16).relabel)] = fmt.levels
+    levels[frag_codes.stored_codes(fmt, torch.device("cpu")).int()] = fmt.levels
     return levels.to(device)
 
 
@@ -130,21 +144,23 @@ def tile_arguments(q: QTensor, dtype: torch.dtype, block_k: int) -> dict:
             "packed_ptr": weight["packed_ptr"], "scale_ptr": weight["scale_ptr"], "zero_point_ptr": weight["zero_point_ptr"],
             "levels_ptr": None, "second_ptr": None, "N": n, "K": k, "packed_row": weight["row_bytes"], "scale_row": weight["groups"],
             "zero_row": 0, "group_rows": weight["group_rows"], "group_columns": weight["group_columns"],
-            "LAYOUT": "row", "SCALE": None, "ZERO": None, "UNIT": 1, "BLOCK_K": block_k,
+            "LAYOUT": "row", "PLACES": None, "UPPER_PLACES": None, "SCALE": None, "ZERO": None, "UNIT": 1, "BLOCK_K": block_k,
         }  # fmt: skip
     scale = q.stored_scale if q.expanded_scale is None else q.expanded_scale
     fmt, columns = q.scheme.format, q.scheme.group_shape(n, k)[1]
     if columns >= k:
-        columns = frag.up(k, frag.K_MULTIPLE)
+        columns = frag.wide(q.scheme, q.shape)
+    places = [tuple(plane.places[axis] for axis in "hsve") for plane in frag_codes.planes(fmt)]
     zero = None
     if fmt.affine:
         zero = frag.loaded_dtype(q.scheme.zero_format(q.dtype).dtype) if q.scheme.float_zero else torch.uint8
     return constants | {
         "packed_ptr": q.packed, "scale_ptr": scale, "zero_point_ptr": q.zero_point,
-        "levels_ptr": None if fmt.is_integer else stored_levels(fmt, q.device),
+        "levels_ptr": stored_levels(fmt, q.device) if frag_codes.is_book(fmt) else None,
         "second_ptr": q.second_scale if q.scheme.recipe == "nv" else None, "N": n, "K": k, "packed_row": q.packed.shape[1],
         "scale_row": scale.shape[1], "zero_row": 0 if q.zero_point is None else q.zero_point.shape[1],
         "group_rows": 1, "group_columns": columns,
-        "LAYOUT": "frag", "SCALE": _PATTERN[frag.scale_dtype(q.scheme, q.dtype)], "ZERO": _PATTERN.get(zero),
+        "LAYOUT": "frag", "PLACES": places[0], "UPPER_PLACES": places[-1],
+        "SCALE": _PATTERN[frag.scale_dtype(q.scheme, q.dtype)], "ZERO": _PATTERN.get(zero),
         "UNIT": min(columns & -columns, block_k), "BLOCK_K": block_k,
     }  # fmt: skip

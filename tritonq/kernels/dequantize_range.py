@@ -20,7 +20,8 @@ def dequantize_range_tiles(
     packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, out_ptr, first_row, first_column, rows, columns, out_row, N, K,
     packed_row, scale_row, zero_row, group_rows, group_columns,
     NAME: tl.constexpr, LAYOUT: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr,
-    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr,
+    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, PLACES: tl.constexpr, UPPER_PLACES: tl.constexpr,
+    SCALE: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out[rows, columns] = w_hat[first_row:, first_column:]; one program per BLOCK_N x BLOCK_K tile."""
@@ -30,7 +31,8 @@ def dequantize_range_tiles(
     value = decode_tile(
         packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, first_row + tile_n, first_column + tile_k, N, K,
         packed_row, scale_row, zero_row, group_rows, group_columns,
-        LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, SCALE, ZERO, UNIT, BLOCK_N, BLOCK_K)  # fmt: skip
+        LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, PLACES, UPPER_PLACES, SCALE, ZERO, UNIT,
+        BLOCK_N, BLOCK_K)  # fmt: skip
     n = tile_n + tl.arange(0, BLOCK_N)
     k = tile_k + tl.arange(0, BLOCK_K)
     at = out_ptr + n[:, None] * out_row + k[None, :]

@@ -7,13 +7,13 @@ import torch
 
 from .._triton import tl, triton
 from ..formats import Format
-from ..layouts import frag
+from ..layouts import frag, frag_codes
 from ..layouts.byte_planes import byte_planes
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from .bound import BoundMatmul
 from .constants import kernel_name
-from .fragment import unpack_integer_asm, unpack_table_asm, zero_point_constants
+from .fragment_asm import unpacker, zero_point_asm
 from .matmul import ACTIVATIONS
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES
@@ -25,10 +25,11 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict
     Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor, and no dependence on the
     proxy fence that Triton 3.6 leaves out between cp.async and wgmma.
     """
-    wide = frag.up(k, frag.K_MULTIPLE)
-    block_m = 8 if m <= 8 else 16 if m <= 16 else 32
-    few_registers = scheme.format.is_integer and not scheme.float_zero
-    block_k = 256 if wide % 256 == 0 and block_m < 32 and few_registers else 128
+    wide = frag.wide(scheme, (n, k))
+    spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
+    block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
+    few_registers = block_m < 32 and not frag_codes.is_book(scheme.format) and not scheme.float_zero
+    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and few_registers else 128
     steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
     programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
     split = 1
@@ -38,9 +39,9 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict
 
 
 def dot_columns(k: int, scheme: Scheme, config: dict[str, int]) -> int:
-    """Columns summed in one fresh accumulator."""
+    """Columns summed in one fresh accumulator: the largest power of two that divides a group, BLOCK_K at most."""
     group = group_constant(scheme, k)
-    return min(config["BLOCK_K"], group or config["BLOCK_K"])
+    return min(config["BLOCK_K"], group & -group or config["BLOCK_K"])
 
 
 def group_constant(scheme: Scheme, k: int) -> int:
@@ -51,25 +52,22 @@ def group_constant(scheme: Scheme, k: int) -> int:
 
 @cache
 def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """The byte planes of a code book on the device, each word 64 times; None for integers."""
-    if fmt.is_integer:
+    """The byte planes of a code book on the device, each word 64 times; None for other codes."""
+    if not frag_codes.is_book(fmt):
         return None
     return torch.tensor(byte_planes(fmt, dtype).words, dtype=torch.int32).repeat_interleave(64).to(device)
 
 
-def _constants(q: QTensor, dtype: torch.dtype) -> dict:
-    scheme = q.scheme
+def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -> dict:
+    scheme, (_, k) = q.scheme, q.shape
     fmt, affine = scheme.format, scheme.format.affine and not scheme.float_zero
     pattern = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: None}
     zero = frag.loaded_dtype(scheme.zero_format(q.dtype).dtype) if scheme.float_zero else None
-    low_base, low_factor, high_base, high_factor = zero_point_constants(dtype)
-    asm = unpack_integer_asm(dtype, None if affine else 8 if fmt.signed else 0) if fmt.is_integer else unpack_table_asm()
+    how = unpacker(fmt, dtype, affine)
     return {
-        "NAME": kernel_name(scheme), "ASM": asm, "GROUP": group_constant(scheme, q.shape[1]),
-        "SCALE": pattern[frag.scale_dtype(scheme, q.dtype)],
-        "ZERO": affine, "FLOAT_ZERO": None if zero is None else pattern[zero] or "rows",
-        "LOW_BASE": low_base, "LOW_FACTOR": low_factor, "HIGH_BASE": high_base, "HIGH_FACTOR": high_factor,
-        "FACTOR": 1.0 if fmt.is_integer else byte_planes(fmt, dtype).factor,
+        "NAME": kernel_name(scheme), "BITS": fmt.bits, "ASM": how.asm, "CONSTRAINTS": how.constraints, "FACTOR": how.factor,
+        "ZERO_ASM": zero_point_asm(dtype) if affine else None, "GROUP": group_constant(scheme, k), "DOT": dot_columns(k, scheme, config),
+        "SCALE": pattern[frag.scale_dtype(scheme, q.dtype)], "FLOAT_ZERO": None if zero is None else pattern[zero] or "rows",
     }  # fmt: skip
 
 
@@ -77,15 +75,16 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
          config: dict[str, int], shape: tuple[int, ...]) -> BoundMatmul:  # fmt: skip
     """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result."""
     m, n, k = x.shape[0], *q.shape
-    steps = q.packed.shape[1] // (8 * config["BLOCK_K"])
+    steps = frag.wide(q.scheme, q.shape) // config["BLOCK_K"]
     tiles_m, table = triton.cdiv(m, config["BLOCK_M"]), table_words(q.scheme.format, x.dtype, x.device)
     scale = q.stored_scale if q.expanded_scale is None else q.expanded_scale
     return BoundMatmul(
         matmul_frag, (triton.cdiv(n, config["BLOCK_N"]) * tiles_m, config["SPLIT_K"]), x, q, bias, residual, shape=shape,
-        weight=(q.packed, scale, q.zero_point, table),
+        weight=(q.packed, scale, q.zero_point, q.second_scale if q.scheme.recipe == "nv" else None, table),
         constants={
             "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": 0 if q.zero_point is None else q.zero_point.shape[1],
+            "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
-            "ACTIVATION": ACTIVATIONS[activation], "EVEN_K": k == steps * config["BLOCK_K"], **_constants(q, x.dtype), **config,
+            "ACTIVATION": ACTIVATIONS[activation], "EVEN_K": k == steps * config["BLOCK_K"], **_constants(q, x.dtype, config), **config,
         },
     )  # fmt: skip

@@ -23,7 +23,8 @@ def matmul_dx_tiles(
     dy_ptr, packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, dy_row, dy_col, tiles_m, per_split, partial_size, packed_row, scale_row, zero_row, group_rows, group_columns,
     NAME: tl.constexpr, LAYOUT: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr,
-    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr,
+    HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, PLACES: tl.constexpr, UPPER_PLACES: tl.constexpr,
+    SCALE: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +41,8 @@ def matmul_dx_tiles(
         w = decode_tile(
             packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, tile_n, tile_k, N, K,
             packed_row, scale_row, zero_row, group_rows, group_columns,
-            LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, SCALE, ZERO, UNIT, BLOCK_N, BLOCK_K)  # fmt: skip
+            LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, PLACES, UPPER_PLACES, SCALE, ZERO, UNIT,
+            BLOCK_N, BLOCK_K)  # fmt: skip
         n = tile_n + tl.arange(0, BLOCK_N)
         at = dy_ptr + m[:, None] * dy_row + n[None, :] * dy_col
         dy = tl.load(at, mask=(m < M)[:, None] & (n < N)[None, :], other=0.0).to(DOT)

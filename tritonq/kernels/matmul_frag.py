@@ -1,4 +1,4 @@
-"""Floor 3. Fused 4-bit dequant-matmul on layout ``frag``: y^T = W x^T, W unpacked straight into the tensor core's registers.
+"""Floor 3. Fused dequant-matmul on layout ``frag``: y^T = W x^T, W unpacked straight into the tensor core's registers.
 
 Each program takes BLOCK_N rows of W, BLOCK_M rows of x and a share of K (split-K). Every group of columns gets a fresh accumulator that
 is scaled into the sum, so weights stay small exact numbers (code minus zero point, or a rounded level) and no scale is ever rounded to
@@ -7,7 +7,7 @@ is scaled into the sum, so weights stay small exact numbers (code minus zero poi
 from __future__ import annotations
 
 from .._triton import jit, tl
-from .fragment import halves, row_values, spread, spread_halves, unpack_affine, unpack_integer, unpack_table
+from .fragment import halves, row_values, spread, unpack, upper_plane
 from .split_k import finish_split
 
 
@@ -24,108 +24,135 @@ def load_x(at, k, K, EVEN_K: tl.constexpr):
     return x
 
 
+@jit
+def add_columns(
+    acc, w, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+    A: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
+    FACTOR: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """acc plus COLUMNS columns, in dots of DOT of them; each dot has one group: scale * (w @ x).
+
+    With FLOAT_ZERO also zero * (column sums of x), which a product with FACTOR leaves in the same registers, too large as w is.
+    """
+    if COLUMNS == DOT:
+        group = 0 if GROUP == 0 else column // GROUP
+        x = load_x(x_at, column + tl.arange(0, DOT), K, EVEN_K)
+        acc += tl.dot(w, x) * row_values(scale_at + group * scale_row, A, SCALE)[:, None]
+        if FLOAT_ZERO is not None:
+            sums = tl.dot(tl.full(w.shape, FACTOR, w.dtype), x)
+            acc += sums * row_values(zero_at + group * zero_row, A, None if FLOAT_ZERO == "rows" else FLOAT_ZERO)[:, None]
+    else:
+        HALF: tl.constexpr = COLUMNS // 2
+        w1, w2 = halves(w)
+        acc = add_columns(acc, w1, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+                          A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+        acc = add_columns(acc, w2, x_at + HALF * x_col, column + HALF, x_col, scale_at, scale_row, zero_at, zero_row, K,
+                          A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+    return acc
+
+
+@jit
+def pairs_by_dot(at, column, row, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr):
+    """``[pairs of rows, COLUMNS / DOT]``: for every dot the words of its group."""
+    if COLUMNS == DOT:
+        group = 0 if GROUP == 0 else column // GROUP
+        z = tl.load(at + group * row)[:, None]
+    else:
+        first = pairs_by_dot(at, column, row, COLUMNS // 2, DOT, GROUP)
+        second = pairs_by_dot(at, column + COLUMNS // 2, row, COLUMNS // 2, DOT, GROUP)
+        z = tl.join(first, second).trans(0, 2, 1).reshape(first.shape[0], COLUMNS // DOT)
+    return z
+
+
+@jit
+def zero_points(at, column, row, A: tl.constexpr, B: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr,
+                ASM: tl.constexpr):  # fmt: skip
+    """Constants of rows g and g + 8 for the first and for the second half of each word; they differ where a word serves two dots."""
+    PARTS: tl.constexpr = COLUMNS // DOT
+    z = pairs_by_dot(at, column, row, COLUMNS, DOT, GROUP)
+    low, high = tl.inline_asm_elementwise(ASM, "=r,=r,r", args=[z], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
+    if PARTS > 4 * B:
+        low1, low2 = tl.split(low.reshape(A * 32, PARTS // 2, 2))
+        high1, high2 = tl.split(high.reshape(A * 32, PARTS // 2, 2))
+        first = spread(low1, A, B, PARTS // 2), spread(high1, A, B, PARTS // 2)
+        second = spread(low2, A, B, PARTS // 2), spread(high2, A, B, PARTS // 2)
+    else:
+        first = spread(low, A, B, PARTS), spread(high, A, B, PARTS)
+        second = first
+    return first, second
+
+
 @jit(repr=_name)
 def matmul_frag(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, table_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
-    M, N, K, x_row, x_col, w_row, scale_row, zero_row, blocks, tiles_m, steps, per_split,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, factor_ptr, table_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
+    M, N, K, x_row, x_col, w_row, scale_row, zero_row, marks, blocks, tiles_m, steps, per_split,
     residual_row, residual_col, bias_step, partial_size,
-    NAME: tl.constexpr, ASM: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, FLOAT_ZERO: tl.constexpr,
-    LOW_BASE: tl.constexpr, LOW_FACTOR: tl.constexpr, HIGH_BASE: tl.constexpr, HIGH_FACTOR: tl.constexpr,
-    FACTOR: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr,
+    NAME: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, ZERO_ASM: tl.constexpr, FACTOR: tl.constexpr,
+    GROUP: tl.constexpr, DOT: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
+    ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
 
-    GROUP 0: one group per row. SCALE: None for float32 rows, else the 16-bit type of pairs. ZERO: integer zero points. FLOAT_ZERO: None,
-    "rows" for float32 offsets, else the 16-bit type of pairs. FACTOR: what the levels of a code book were multiplied by.
+    factor_ptr: a float32 for the whole matrix. marks: the row of the scales that is NaN for rows of W that hold a NaN, else 0; or None.
+    BITS of a code; 3 lie in a plane of 2 and a plane of 1. ASM, CONSTRAINTS, FACTOR: fragment_asm.Unpacker. ZERO_ASM: for integer zero
+    points, else None. GROUP 0: one group per row. DOT: columns of one dot, all of one group. SCALE: None for float32 rows, else the 16-bit
+    type of pairs. FLOAT_ZERO: None, "rows" for float32 offsets, else the 16-bit type of pairs.
     """
     tile_n = tl.program_id(0) // tiles_m
     tile_m = tl.program_id(0) % tiles_m
     split = tl.program_id(1)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     A: tl.constexpr = BLOCK_N // 64
-    UNPACK: tl.constexpr = BLOCK_K if GROUP == 0 else min(BLOCK_K, max(GROUP, 64))  # columns unpacked at once
-    DOT: tl.constexpr = UNPACK if GROUP == 0 else min(UNPACK, GROUP)  # columns of one dot: a group or a part of one
-    B: tl.constexpr = UNPACK // 64
+    PLANE: tl.constexpr = 2 if BITS == 3 else BITS  # bits of a code in the first plane
+    B: tl.constexpr = BLOCK_K * PLANE // 256  # tiles of a step in the first plane
     n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.arange(0, DOT)
-    first = split * per_split
-    last = tl.minimum(first + per_split, steps)
+    first_step = split * per_split
+    last_step = tl.minimum(first_step + per_split, steps)
     tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # beyond the end, the last one again: never stored
-    w_at = w_ptr + tiles.to(tl.int64)[:, None] * w_row + (first * (BLOCK_K * 8) + tl.arange(0, UNPACK * 8))[None, :]
-    x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row + (first * BLOCK_K + k).to(tl.int64)[:, None] * x_col
+    w_row_at = w_ptr + tiles.to(tl.int64)[:, None] * w_row
+    w_at = w_row_at + (first_step * (BLOCK_K * PLANE * 2) + tl.arange(0, B * 512))[None, :]
+    if BITS == 3:
+        upper_at = w_row_at + (steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tl.arange(0, B * 256))[None, :]
+    x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row + (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
+    rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-    if SCALE is None:
-        scale_at = scale_ptr + tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    else:
-        scale_at = scale_ptr + pairs
-    if zero_ptr is None:
-        zero_at = scale_at
-    elif FLOAT_ZERO == "rows":
-        zero_at = zero_ptr + tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    else:
-        zero_at = zero_ptr + pairs
+    scale_at = scale_ptr + (rows if SCALE is None else pairs)
+    zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
     if table_ptr is not None:
         # Loaded, each pair of rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform registers, and
         # copies back into an ordinary one for every weight.
-        at_table = table_ptr + tl.arange(0, BLOCK_N // 2)
-        t0 = spread(tl.load(at_table), A, B)
-        t1 = spread(tl.load(at_table + 64), A, B)
-        t2 = spread(tl.load(at_table + 128), A, B)
-        t3 = spread(tl.load(at_table + 192), A, B)
-        t4 = spread(tl.load(at_table + 256), A, B)
-        t5 = spread(tl.load(at_table + 320), A, B)
-        t6 = spread(tl.load(at_table + 384), A, B)
-        t7 = spread(tl.load(at_table + 448), A, B)
+        at = table_ptr + tl.arange(0, BLOCK_N // 2)[:, None]
+        table = (
+            spread(tl.load(at), A, B, 1), spread(tl.load(at + 64), A, B, 1),
+            spread(tl.load(at + 128), A, B, 1), spread(tl.load(at + 192), A, B, 1),
+            spread(tl.load(at + 256), A, B, 1), spread(tl.load(at + 320), A, B, 1),
+            spread(tl.load(at + 384), A, B, 1), spread(tl.load(at + 448), A, B, 1),
+        )  # fmt: skip
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for step in tl.range(first, last, num_stages=STAGES):
-        for part in tl.static_range(BLOCK_K // UNPACK):
-            w = tl.load(w_at + part * (UNPACK * 8))
-            if GROUP == 0:
-                group = 0
-            else:
-                group = (step * BLOCK_K + part * UNPACK) // GROUP
-            if table_ptr is not None:
-                wf = unpack_table(w, t0, t1, t2, t3, t4, t5, t6, t7, A, B, ASM, DTYPE)
-            elif ZERO:
-                z = tl.load(zero_at + group * zero_row)
-                low = LOW_BASE + (z & 0xFFFF) * LOW_FACTOR
-                high = HIGH_BASE + (z >> 16) * HIGH_FACTOR
-                if DOT == UNPACK:
-                    wf = unpack_affine(w, spread(low, A, B), spread(high, A, B), A, B, ASM, DTYPE)
-                else:
-                    z2 = tl.load(zero_at + (group + 1) * zero_row)
-                    low2 = LOW_BASE + (z2 & 0xFFFF) * LOW_FACTOR
-                    high2 = HIGH_BASE + (z2 >> 16) * HIGH_FACTOR
-                    wf = unpack_affine(w, spread_halves(low, low2, A), spread_halves(high, high2, A), A, B, ASM, DTYPE)
-            else:
-                wf = unpack_integer(w, A, B, ASM, DTYPE)
-            at = x_at + (part * UNPACK) * x_col
-            column = step * BLOCK_K + part * UNPACK + k
-            if DOT == UNPACK:
-                x = load_x(at, column, K, EVEN_K)
-                acc = add_group(acc, wf, x, scale_at + group * scale_row, zero_at + group * zero_row, A, SCALE, FLOAT_ZERO)
-            else:
-                w1, w2 = halves(wf, BLOCK_N, UNPACK)
-                x1 = load_x(at, column, K, EVEN_K)
-                x2 = load_x(at + DOT * x_col, column + DOT, K, EVEN_K)
-                acc = add_group(acc, w1, x1, scale_at + group * scale_row, zero_at + group * zero_row, A, SCALE, FLOAT_ZERO)
-                acc = add_group(acc, w2, x2, scale_at + (group + 1) * scale_row, zero_at + (group + 1) * zero_row, A, SCALE, FLOAT_ZERO)
-        w_at += BLOCK_K * 8
+    for step in tl.range(first_step, last_step, num_stages=STAGES):
+        column = step * BLOCK_K
+        first = (tl.load(w_at),)
+        if BITS == 3:
+            first = first + (upper_plane(tl.load(upper_at), A, B),)
+        second = first
+        if ZERO_ASM is not None:
+            zero1, zero2 = zero_points(zero_at, column, zero_row, A, B, BLOCK_K, DOT, GROUP, ZERO_ASM)
+            first, second = first + zero1, second + zero2
+        if table_ptr is not None:
+            first = first + table
+            second = first
+        w = unpack(first, second, A, B, ASM, CONSTRAINTS, DTYPE)
+        acc = add_columns(acc, w, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+                          A, BLOCK_K, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+        w_at += BLOCK_K * PLANE * 2
+        if BITS == 3:
+            upper_at += BLOCK_K * 2
         x_at += BLOCK_K * x_col
+    if factor_ptr is not None:
+        acc = acc * tl.load(factor_ptr)
+    if marks is not None:
+        acc += row_values(scale_at + marks * scale_row, A, SCALE)[:, None]
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
                  partial_size, ACTIVATION, FACTOR, SPLIT_K)  # fmt: skip
-
-
-@jit
-def add_group(acc, w, x, scale_at, zero_at, A: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr):
-    """acc + scale * (w @ x), and with FLOAT_ZERO + zero * (column sums of x), which a product with ones leaves in the same registers."""
-    acc += tl.dot(w, x) * row_values(scale_at, A, SCALE)[:, None]
-    if FLOAT_ZERO is not None:
-        sums = tl.dot(tl.full(w.shape, 1.0, w.dtype), x)
-        if FLOAT_ZERO == "rows":
-            acc += sums * row_values(zero_at, A, None)[:, None]
-        else:
-            acc += sums * row_values(zero_at, A, FLOAT_ZERO)[:, None]
-    return acc

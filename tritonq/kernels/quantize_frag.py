@@ -4,8 +4,7 @@ from __future__ import annotations
 import torch
 
 from .._triton import jit, tl, triton
-from ..layouts import frag
-from ..layouts.byte_planes import byte_planes
+from ..layouts import frag, frag_codes
 from ..scheme import Scheme
 from .constants import encode_constants, kernel_name
 from .parameters import decode_scale, decode_zero, encode_value, finite_or, group_parameters
@@ -111,7 +110,7 @@ def refuses(scheme: Scheme, dtype: torch.dtype, k: int) -> str | None:
     if reason := frag.refuses(scheme, dtype):
         return reason
     if scheme.format.bits != 4:
-        return f"packs 4-bit codes, {scheme.format.name} has {scheme.format.bits}"
+        return f"packs 4-bit codes, {scheme.format.name} has {scheme.format.bits}; they are quantized into 'row' and turned"
     if "dq" in scheme.options or scheme.recipe == "nv":
         return f"{scheme} has a second level of scales, which only a second launch can make"
     columns = scheme.group_shape(1, k)[1]
@@ -131,9 +130,7 @@ def config() -> dict[str, int]:
 
 def _relabel(scheme: Scheme) -> int:
     """Sixteen nibbles: the one that the layout stores for each code."""
-    fmt = scheme.format
-    table = [code ^ (8 if fmt.signed else 0) for code in range(16)] if fmt.is_integer else byte_planes(fmt, torch.float16).relabel
-    return sum(nibble << 4 * code for code, nibble in enumerate(table))
+    return sum(nibble << 4 * code for code, nibble in enumerate(frag_codes.stored_codes(scheme.format, torch.device("cpu")).tolist()))
 
 
 def quantize(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -153,7 +150,7 @@ def quantize(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[t
         x, packed, scale, zero, n, k, x.stride(0), x.stride(1), packed.shape[1], scale.shape[1], 0 if zero is None else zero.shape[1],
         scale.shape[0], packed.shape[0], run,
         GROUP=0 if whole or columns >= SPAN else columns, RELABEL=_relabel(scheme),
-        STRIDES=(1, 2, 4) if scheme.format.is_integer else (2, 4, 1),
+        STRIDES=tuple(frag_codes.planes(scheme.format)[0].places[axis] for axis in "hse"),
         SCALE=pattern, ZERO=zero_pattern, **constants, **config, enable_fp_fusion=False,
     )  # fmt: skip
     return packed, scale, zero

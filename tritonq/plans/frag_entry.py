@@ -7,7 +7,7 @@ from ..kernels import frag_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
-from ..layouts import LAYOUTS
+from ..layouts import LAYOUTS, frag_codes
 from ..layouts.byte_planes import byte_planes
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
@@ -15,12 +15,12 @@ from .registry import KernelEntry
 
 MIN_ARCH = 80
 # Offsets into scales are 32-bit, and those into one row of tiles.
-MAX_K, MAX_WEIGHTS = 2**27, 2**36
+MAX_K, MAX_WEIGHTS = 2**26, 2**35
 _SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
 
 
 def can_implement(desc: MatmulDesc) -> Status:
-    """Layout frag, a 16-bit x, an NVIDIA GPU from sm_80 on, groups of 32, 64, 128, ... columns or whole rows."""
+    """Layout frag, a 16-bit x, an NVIDIA GPU from sm_80 on, groups of a multiple of 16 columns or whole rows."""
     scheme, target = desc.scheme, desc.target
     if desc.layout != "frag":
         reason = LAYOUTS["frag"].refuses(scheme, desc.source_dtype)
@@ -34,8 +34,8 @@ def can_implement(desc: MatmulDesc) -> Status:
     if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):
         return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; {_SLOW_WAY}")
     group = kernels.group_constant(scheme, desc.k)
-    if group and (group < 32 or group & (group - 1)):
-        return Status(f"takes groups of 32, 64, 128, ... columns or whole rows, {scheme} has {group}; {_SLOW_WAY}")
+    if group % 16:
+        return Status(f"takes groups of a multiple of 16 columns or of whole rows, {scheme} has {group}; {_SLOW_WAY}")
     if desc.k > MAX_K or desc.n * desc.k > MAX_WEIGHTS:
         return Status(f"takes at most {MAX_K} columns and {MAX_WEIGHTS} weights, got {desc.n} x {desc.k}; split the matrix")
     return OK
@@ -50,13 +50,13 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
 
     - a level of a code book, once, to x's dtype (integers less their zero point are exact), and the division by the book's factor;
     - sums inside a dot, over the dots of a row and over the splits: a tensor core may truncate, which costs a whole ulp, 2**-23;
-    - the multiplication of each dot by its scale.
+    - the multiplication of each dot by its scale, and for nvfp4 that of the sum by the scale of the matrix.
     """
     fmt, chosen = desc.scheme.format, config(desc)
-    level = 0.0 if fmt.is_integer else byte_planes(fmt, desc.dtype).error
+    level = byte_planes(fmt, desc.dtype).error if frag_codes.is_book(fmt) else 0.0
     columns = kernels.dot_columns(desc.k, desc.scheme, chosen)
     sums = min(columns, desc.k) + 2 * -(-desc.k // columns) + chosen["SPLIT_K"]
-    terms = (sums + 4) * 2.0**-23
+    terms = (sums + 4 + 2 * (desc.scheme.recipe == "nv")) * 2.0**-23
     out = torch.finfo(desc.dtype)
     relative = (1 + level) / (1 - min(terms, 0.5)) - 1
     return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,

@@ -1,0 +1,139 @@
+"""Floor 3. PTX that turns the words of layout ``frag`` into 16-bit values, one text per half fragment ``u`` of a word.
+
+Each text gives four values, ``$0 .. $3`` = (h, e) of (0, 0), (0, 1), (1, 0), (1, 1), from the word in ``$4``. Values e = 0 and e = 1 stand
+in the lower and the upper half of a register throughout, so every instruction handles two.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..formats import Format
+from ..layouts import frag_codes
+from ..layouts.byte_planes import byte_planes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacker:
+    """How words become values: ``asm[u]`` with ``inputs`` registers, and the factor by which all values are too large."""
+
+    asm: tuple[str, ...]
+    inputs: int
+    factor: float
+
+    @property
+    def constraints(self) -> str:
+        return "=h,=h,=h,=h" + ",r" * self.inputs
+
+
+def unpacker(fmt: Format, dtype: torch.dtype, zero_points: bool) -> Unpacker:
+    """For x of ``dtype``. ``zero_points``: the constants of rows g and g + 8 (:func:`zero_point_asm`) are two more inputs."""
+    if not fmt.is_integer:
+        return _book(fmt, dtype) if frag_codes.is_book(fmt) else _minifloat(fmt, dtype)
+    zero = None if zero_points else 1 << fmt.bits - 1 if fmt.signed else 0
+    return _three_bits(dtype, zero) if fmt.bits == 3 else _integer(fmt.bits, dtype, zero)
+
+
+def _text(body: str) -> str:
+    return "{\n .reg .b32 x, y, k, low, high, r0, r1;\n" + body + " mov.b32 {$0, $1}, r0; mov.b32 {$2, $3}, r1;\n}"
+
+
+def _twice(value: float, dtype: torch.dtype) -> str:
+    """A number in both halves of a register."""
+    return f"{(int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF) * 0x10001:#x}"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "f16x2" if dtype == torch.float16 else "bf16x2"
+
+
+# A small integer is the pattern of a float that is that many times the least subnormal, exactly, as far as the mantissa and one bit more
+# reach: 11 bits in float16, 8 in bfloat16. One multiplication by the largest power of two makes it a normal number.
+_LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+_LARGEST = {torch.float16: 2.0**15, torch.bfloat16: 2.0**127}
+
+
+def _constants(dtype: torch.dtype, zero: int | None, first: int) -> str:
+    """Sets low and high, what is added for rows g and g + 8: less the zero point, in units of the result."""
+    if zero is None:
+        return f" mov.b32 low, ${first}; mov.b32 high, ${first + 1};\n"
+    less = _twice(-zero * _LEAST[dtype] * _LARGEST[dtype], dtype)
+    return f" mov.b32 low, {less}; mov.b32 high, {less};\n"
+
+
+def _multiply(register: int, bit: int, dtype: torch.dtype) -> str:
+    """r0 or r1, integers that start at ``bit`` of their halves, to integer less zero point."""
+    scale = _twice(_LARGEST[dtype] / 2**bit, dtype)
+    return f" mov.b32 k, {scale}; fma.rn.{_kind(dtype)} r{register}, r{register}, k, {('low', 'high')[register]};\n"
+
+
+def _integer(bits: int, dtype: torch.dtype, zero: int | None) -> Unpacker:
+    """Unsigned codes of 2, 4 or 8 bits: code (h, u) of a half starts at bit ``bits * (h + 2 u)``. Exact."""
+    texts = []
+    for u in range(8 // bits):
+        body = _constants(dtype, zero, 5)
+        for h in (0, 1):
+            byte, bit = divmod(bits * (h + 2 * u), 8)
+            if byte and bits == 8:
+                body += f" prmt.b32 r{h}, $4, 0, 0x4341;\n"
+            else:
+                body += f" shr.b32 x, $4, {8 * byte};\n" if byte else " mov.b32 x, $4;\n"
+                body += f" and.b32 r{h}, x, {((1 << bits) - 1 << bit) * 0x10001:#x};\n"
+            body += _multiply(h, bit, dtype)
+        texts.append(_text(body))
+    return Unpacker(asm=tuple(texts), inputs=1 if zero is not None else 3, factor=_LEAST[dtype] * _LARGEST[dtype])
+
+
+def _three_bits(dtype: torch.dtype, zero: int | None) -> Unpacker:
+    """Lower two bits as :func:`_integer`; the highest from $5: for (h, u) at bit ``4 (u // 2) + u % 2 + 2 h`` of its half. Exact."""
+    texts = []
+    for u, shift in enumerate(("shl.b32 y, $5, 2", "shl.b32 y, $5, 1", "shr.b32 y, $5, 2", "shr.b32 y, $5, 3")):
+        body = _constants(dtype, zero, 6) + f" shr.b32 x, $4, {4 * u}; {shift};\n"
+        for h in (0, 1):
+            body += f" and.b32 r{h}, x, {(3 << 2 * h) * 0x10001:#x}; lop3.b32 r{h}, y, {(4 << 2 * h) * 0x10001:#x}, r{h}, 0xea;\n"
+            body += _multiply(h, 2 * h, dtype)
+        texts.append(_text(body))
+    return Unpacker(asm=tuple(texts), inputs=2 if zero is not None else 4, factor=_LEAST[dtype] * _LARGEST[dtype])
+
+
+def zero_point_asm(dtype: torch.dtype) -> str:
+    """From a pair of integer zero points to the constants of rows g and g + 8."""
+    factor, nothing = _twice(-_LARGEST[dtype], dtype), _twice(-0.0, dtype)
+    return (f"{{\n .reg .b32 z, k, c;\n mov.b32 k, {factor}; mov.b32 c, {nothing};\n"
+            f" prmt.b32 z, $2, 0, 0x1010; fma.rn.{_kind(dtype)} $0, z, k, c;\n"
+            f" prmt.b32 z, $2, 0, 0x3232; fma.rn.{_kind(dtype)} $1, z, k, c;\n}}")  # fmt: skip
+
+
+def _minifloat(fmt: Format, dtype: torch.dtype) -> Unpacker:
+    """8-bit floats: sign and the rest go where float16 or bfloat16 has them, which divides by a power of two; exact for finite codes."""
+    exponent = frag_codes.exponent_bits(fmt)
+    mantissa = 10 if dtype == torch.float16 else 7
+    bit = mantissa - (7 - exponent)  # where exponent and mantissa start
+    mask = (0x7F << bit) * 0x10001
+    factor = 2.0 ** (2 ** (exponent - 1) - (16 if dtype == torch.float16 else 128))
+    body = ""
+    for h, sign in ((0, " shl.b32 y, $4, 8;\n"), (1, " mov.b32 y, $4;\n")):
+        body += sign + (f" shl.b32 x, $4, {bit};\n" if h == 0 else f" shr.b32 x, $4, {8 - bit};\n")
+        if bit == 8:
+            body += f" and.b32 r{h}, y, 0xff00ff00;\n"
+        else:
+            body += f" and.b32 x, x, {mask:#x}; lop3.b32 r{h}, y, 0x80008000, x, 0xea;\n"
+    if dtype == torch.bfloat16:  # products with numbers near 2**-126 would be subnormal in float32
+        body += f" mov.b32 k, {_twice(1 / factor, dtype)}; mov.b32 low, {_twice(-0.0, dtype)};\n"
+        body += " fma.rn.bf16x2 r0, r0, k, low; fma.rn.bf16x2 r1, r1, k, low;\n"
+        factor = 1.0
+    return Unpacker(asm=(_text(body),), inputs=1, factor=factor)
+
+
+def _book(fmt: Format, dtype: torch.dtype) -> Unpacker:
+    """Sixteen levels from the byte planes in $5 .. $12 (layouts/byte_planes.py): nibble ``2 h + 4 u + e``."""
+    texts = []
+    for u in (0, 1):
+        texts.append(_text(
+            f" .reg .b32 la, lb, ha, hb, l, h;\n shr.b32 x, $4, {16 * u}; xor.b32 y, x, 0x8888;\n"
+            " prmt.b32 la, $5, $6, x; prmt.b32 lb, $7, $8, y; xor.b32 l, la, lb;\n"
+            " prmt.b32 ha, $9, $10, x; prmt.b32 hb, $11, $12, y; xor.b32 h, ha, hb;\n"
+            " prmt.b32 r0, l, h, 0x5140; prmt.b32 r1, l, h, 0x7362;\n"
+        ))  # fmt: skip
+    return Unpacker(asm=tuple(texts), inputs=9, factor=byte_planes(fmt, dtype).factor)
