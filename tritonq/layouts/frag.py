@@ -12,8 +12,8 @@ from ..formats import Format
 from ..formats.packing import unpack_row
 from ..scheme import Scheme
 from . import frag_codes
-from .core import Expected, Layout
-from .row import TENSOR_FIELDS
+from .by_group import groups_among, refuses_scales, turned, turned_back, up
+from .core import Expected, Fields, Layout
 from .row import expected as row_expected
 
 N_MULTIPLE = 128  # rows of scales and zero points, so that a kernel may take two tiles at once
@@ -27,15 +27,9 @@ _PATTERN = {
 }
 
 
-def up(value: int, multiple: int) -> int:
-    """``value`` rounded up to a multiple."""
-    return -(-value // multiple) * multiple
-
-
 def groups(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Groups along K in this layout: those of the padded columns, or one where a group holds whole rows."""
-    columns = scheme.group_shape(*shape)[1]
-    return 1 if columns >= shape[1] else -(-wide(scheme, shape) // columns)
+    return groups_among(wide(scheme, shape), scheme, shape)
 
 
 def wide(scheme: Scheme, shape: tuple[int, int]) -> int:
@@ -64,11 +58,7 @@ def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
 def refuses(scheme: Scheme, dtype: torch.dtype) -> str | None:
     if reason := frag_codes.refuses(scheme.format):
         return reason
-    if scheme.granularity.kind == "column":
-        return f"layout 'frag' keeps scales per row, and {scheme} shares them along columns; stay in 'row'"
-    if torch.float64 in (scheme.scale_format(dtype).dtype, scheme.float_zero and scheme.zero_format(dtype).dtype):
-        return f"layout 'frag' holds scales of at most 32 bits; {scheme} stores them in float64; stay in 'row'"
-    return None
+    return refuses_scales("frag", scheme, dtype)
 
 
 def expected(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> Expected:
@@ -89,27 +79,14 @@ def _form(rows: int, n: int, loaded: torch.dtype) -> tuple[tuple[int, int], torc
     return ((rows, wide), torch.float32) if loaded == torch.float32 else ((rows, wide // 2), torch.int32)
 
 
-def from_row(q) -> dict:
-    fields = {name: getattr(q, name) for name in TENSOR_FIELDS}
-    fields["packed"] = frag_codes.pack(q.scheme.format, q.packed, *q.shape, wide(q.scheme, q.shape))
-    if "dq" in q.scheme.options:
-        fields["expanded_scale"] = _by_group(q.scale, q, _marks(q))
-    else:
-        fields["stored_scale"] = _by_group(q.stored_scale, q, _marks(q))
-    if q.zero_point is not None:
-        fields["zero_point"] = _by_group(q.zero_point, q)
-    return fields
+def from_row(q) -> Fields:
+    packed, marks = frag_codes.pack(q.scheme.format, q.packed, *q.shape, wide(q.scheme, q.shape)), _marks(q)
+    return turned(q, packed, lambda scale: _by_group(scale, q, marks), lambda zero: _by_group(zero, q))
 
 
-def to_row(q) -> dict:
-    want = row_expected(q.scheme, q.shape, q.dtype)
-    fields = {name: getattr(q, name) for name in TENSOR_FIELDS}
-    fields["packed"] = frag_codes.unpack(q.scheme.format, q.packed, *q.shape, wide(q.scheme, q.shape))
-    fields["expanded_scale"] = None
-    for name in ("zero_point",) if "dq" in q.scheme.options else ("stored_scale", "zero_point"):
-        if want[name] is not None:
-            fields[name] = _by_row(fields[name], q, *want[name])
-    return fields
+def to_row(q) -> Fields:
+    packed = frag_codes.unpack(q.scheme.format, q.packed, *q.shape, wide(q.scheme, q.shape))
+    return turned_back(q, packed, lambda values, shape, dtype: _by_row(values, q, shape, dtype))
 
 
 def _marks(q) -> torch.Tensor | None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from ..formats.packing import pack_row, unpack_row
 from ..scheme import Scheme
-from .core import Expected, Layout
-from .row import TENSOR_FIELDS
+from .by_group import groups_among, refuses_scales, turned, turned_back, up
+from .core import Expected, Fields, Layout
 from .row import expected as row_expected
 
 BLOCK = 256  # columns of a block; K is padded to whole blocks
@@ -20,25 +20,15 @@ N_MULTIPLE = 64  # rows of scales and zero points, so that a kernel loads them u
 _CHUNK = 1 << 24  # codes handled at once: bounds the temporaries of a large layer
 
 
-def up(value: int, multiple: int) -> int:
-    """``value`` rounded up to a multiple."""
-    return -(-value // multiple) * multiple
-
-
 def groups(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Groups along K in this layout: those of the padded columns, or one where a group holds whole rows."""
-    columns = scheme.group_shape(*shape)[1]
-    return 1 if columns >= shape[1] else -(-up(shape[1], BLOCK) // columns)
+    return groups_among(up(shape[1], BLOCK), scheme, shape)
 
 
 def refuses(scheme: Scheme, dtype: torch.dtype) -> str | None:
     if not scheme.has_scale or scheme.format.bits > 8:
         return f"layout 'ksplit' holds scaled codes of at most 8 bits; {scheme} is a cast to {scheme.format.bits} bits; stay in 'row'"
-    if scheme.granularity.kind == "column":
-        return f"layout 'ksplit' keeps scales per row, and {scheme} shares them along columns; stay in 'row'"
-    if torch.float64 in (scheme.scale_format(dtype).dtype, scheme.float_zero and scheme.zero_format(dtype).dtype):
-        return f"layout 'ksplit' holds scales of at most 32 bits; {scheme} stores them in float64; stay in 'row'"
-    return None
+    return refuses_scales("ksplit", scheme, dtype)
 
 
 def expected(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> Expected:
@@ -56,27 +46,12 @@ def expected(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> Expe
     return fields
 
 
-def from_row(q) -> dict:
-    fields = {name: getattr(q, name) for name in TENSOR_FIELDS}
-    fields["packed"] = _pack(q)
-    if "dq" in q.scheme.options:
-        fields["expanded_scale"] = _by_group(q.scale, q)
-    else:
-        fields["stored_scale"] = _by_group(q.stored_scale, q)
-    if q.zero_point is not None:
-        fields["zero_point"] = _by_group(q.zero_point, q)
-    return fields
+def from_row(q) -> Fields:
+    return turned(q, _pack(q), lambda scale: _by_group(scale, q), lambda zero: _by_group(zero, q))
 
 
-def to_row(q) -> dict:
-    want = row_expected(q.scheme, q.shape, q.dtype)
-    fields = {name: getattr(q, name) for name in TENSOR_FIELDS}
-    fields["packed"] = _unpack(q)
-    fields["expanded_scale"] = None
-    for name in ("zero_point",) if "dq" in q.scheme.options else ("stored_scale", "zero_point"):
-        if want[name] is not None:
-            fields[name] = _by_row(fields[name], q, *want[name])
-    return fields
+def to_row(q) -> Fields:
+    return turned_back(q, _unpack(q), lambda values, shape, dtype: _by_row(values, q, shape, dtype))
 
 
 def fold(fields: torch.Tensor, bits: int) -> torch.Tensor:
