@@ -3,10 +3,13 @@ import pytest
 import torch
 
 from tests.support import survey
-from tritonq import Scheme, reference
+from tritonq import MatmulDesc, Scheme, reference
+from tritonq.codegen import examine
 from tritonq.codegen.budgets import MATMUL_FRAG as BUDGETS
+from tritonq.codegen.budgets import MATMUL_FRAG_GATED
 from tritonq.codegen.occupancy import programs_per_multiprocessor
 from tritonq.kernels import frag_launch as kernels
+from tritonq.plans.core import Target
 
 N, K = 128, 4096
 
@@ -37,6 +40,20 @@ def test_the_main_loop(scheme, dtype, m):
     assert len(loop) / weights <= BUDGETS[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
     programs = programs_per_multiprocessor(90, registers=report.registers, shared=report.shared, num_warps=report.num_warps)
     assert programs >= (4 if m <= 16 else 2)
+
+
+@pytest.mark.parametrize("scheme, dtype, m", [
+    ("int4.g128", "float16", 1), ("int4.g128", "bfloat16", 64), ("nf4.g64", "bfloat16", 16), ("nf4.g64", "bfloat16", 64),
+    ("int8.channel", "float16", 1), ("int3.g128", "float16", 64), ("uint4.g128.fz", "float16", 64),
+])  # fmt: skip
+def test_swiglu(scheme, dtype, m):
+    dtype, target = getattr(torch, dtype), Target(backend="triton", device="cuda", arch=90)
+    desc = MatmulDesc(m=m, n=4096, k=K, dtype=dtype, scheme=Scheme.parse(scheme), target=target, source_dtype=dtype, layout="frag",
+                      activation="swiglu")  # fmt: skip
+    (row,) = examine(desc)
+    assert row.kernel == "matmul_frag" and row.constants["GATED"] and not row.violations(), row.violations()
+    (plain,) = examine(desc.plain())
+    assert row.per_weight <= plain.per_weight + MATMUL_FRAG_GATED and row.tile == plain.tile
 
 
 @pytest.mark.parametrize("arch", [80, 89, 120])

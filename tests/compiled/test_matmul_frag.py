@@ -188,6 +188,42 @@ def test_epilogue_strided_operands_and_leading_dimensions(activation, split, sim
     assert torch.allclose(got.float(), want.float(), rtol=2e-3, atol=4e-3 * float(want.abs().max()))
 
 
+SWIGLU = [("uint4.g64", 90, 3, 128), ("int4.g32", 90, 20, 96), ("nf4.dq", 90, 8, 64), ("uint4.g128.fz", 90, 33, 32),
+          ("uint3.g64", 90, 5, 96), ("fp8_e4m3.channel", 90, 2, 160), ("nvfp4", 90, 1, 64), ("int8.tensor", 80, 9, 96),
+          ("nf4.g64", 80, 17, 64)]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("scheme, simulator, m, features", SWIGLU, indirect=["simulator"])
+def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
+    """Every row of W differs from the others, so that a partner from another row shows; tiles of 64 rows that hold gate and up."""
+    dtype = DTYPES[features // 32 % 2]
+    row = weight(scheme, 2 * features, 600, dtype)
+    q, x = fence(row.relayout("frag")), fenced(torch.randn(m, 600).to(dtype))
+    bias, residual = fenced(torch.randn(4 * features))[::2], fenced(torch.randn(features, m).to(dtype)).T
+    plan = tritonq.select(MatmulDesc.of(x, q, bias, "swiglu", residual))
+    assert plan.kernel.name == "matmul_frag"
+    plan = dataclasses.replace(plan, config=plan.config | {"SPLIT_K": split})
+    simulator.order = lambda count: range(count)[::-1]
+    got = plan.run(x, q, bias=bias, residual=residual)
+    gate, up = expected(x, row, bias).chunk(2, -1)
+    want = torch.nn.functional.silu(gate) * up + residual.double()
+    eps = torch.finfo(dtype).eps
+    assert got.shape == (m, features) and simulator.launches == 1 and "mma.sync" in simulator.last.asm["ptx"]
+    assert torch.allclose(got.double(), want, rtol=2 * eps, atol=2 * eps * float(gate.abs().max()))
+    check_fence(x)
+
+
+def test_swiglu_of_halves_that_are_no_multiple_of_32_rows_decodes_apart(simulator):
+    row = weight("int4.g32", 80, 64, torch.float16)
+    x, q = torch.randn(2, 64).half(), row.relayout("frag")
+    text = tritonq.explain(MatmulDesc.of(x, q, activation="swiglu"))
+    assert "pairs 32 rows of the gate with as many of up, and 40 of each are no multiple" in text
+    assert tritonq.select(MatmulDesc.of(x, q, activation="swiglu")).kernel.name == "dequantize_matmul"
+    gate, up = expected(x, row).chunk(2, -1)
+    assert torch.allclose(tritonq.matmul(x, q, activation="swiglu").double(), torch.nn.functional.silu(gate) * up, rtol=2e-3, atol=2e-2)
+
+
 @pytest.mark.parametrize("start, stride", [(0, 256), (3, 207)])
 def test_row_stride_beyond_k_and_misaligned_x(start, stride, simulator):
     """Columns beyond K are poison, and x starts at any element."""

@@ -25,6 +25,8 @@ MATMUL_FRAG = {
     ("int2.g128", "bfloat16", 1): 1.65, ("int2.g128", "float16", 16): 1.9, ("uint3.g128.fz", "float16", 64): 3.25,
     ("int4.g48", "float16", 1): 3.2,
 }  # fmt: skip
+# What swiglu may add: its weights lie in two places.
+MATMUL_FRAG_GATED = 0.2
 # The same for layout ksplit.
 MATMUL_KSPLIT = {
     ("int4.g128", "float16", 1): 2.95, ("int4.g128", "bfloat16", 1): 3.5, ("int4.g128", "bfloat16", 64): 4.75,

@@ -68,7 +68,10 @@ def _loop_budget(row: Row, table: dict, tile_of: Callable[[int], dict]) -> float
 def _frag_budget(row: Row) -> float | None:
     from ..kernels.frag_launch import config
 
-    return _loop_budget(row, budgets.MATMUL_FRAG, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1))
+    table = budgets.MATMUL_FRAG
+    if row.constants["GATED"]:
+        table = {key: round(value + budgets.MATMUL_FRAG_GATED, 2) for key, value in table.items()}
+    return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1))
 
 
 def _ksplit_budget(row: Row) -> float | None:

@@ -14,9 +14,11 @@ from ..scheme import Scheme
 from .bound import BoundMatmul
 from .constants import kernel_name
 from .fragment_asm import unpacker, zero_point_asm
-from .matmul import ACTIVATIONS
+from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES
+
+GATED_ROWS = 32  # of the gate, and as many of up, in a program with a gated activation
 
 
 def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
@@ -85,6 +87,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
             "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": 0 if q.zero_point is None else q.zero_point.shape[1],
             "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
-            "ACTIVATION": ACTIVATIONS[activation], "EVEN_K": k == steps * config["BLOCK_K"], **_constants(q, x.dtype, config), **config,
+            "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
+            **_constants(q, x.dtype, config), **config,
         },
     )  # fmt: skip

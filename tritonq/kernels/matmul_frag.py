@@ -82,6 +82,21 @@ def zero_points(at, column, row, A: tl.constexpr, B: tl.constexpr, COLUMNS: tl.c
     return first, second
 
 
+@jit
+def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, WORDS: tl.constexpr, GATED: tl.constexpr):
+    """``[A, WORDS]``: where a step's words lie. GATED: those of half a tile of the gate and half a tile of up, as though of one tile."""
+    i = tl.arange(0, WORDS)
+    if GATED:
+        gate = (tile_n // 2).to(tl.int64) * w_row + tile_n % 2 * 256
+        part = tile_n + N // 64  # of 32 rows
+        up = (part // 2).to(tl.int64) * w_row + part % 2 * 256
+        at = (gate + (i // 256 % 2) * (up - gate - 256) + i)[None, :]
+    else:
+        tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # beyond the end, the last one again: never stored
+        at = tiles.to(tl.int64)[:, None] * w_row + i[None, :]
+    return at
+
+
 @jit(repr=_name)
 def matmul_frag(
     x_ptr, w_ptr, scale_ptr, zero_ptr, factor_ptr, table_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
@@ -89,7 +104,7 @@ def matmul_frag(
     residual_row, residual_col, bias_step, partial_size,
     NAME: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, ZERO_ASM: tl.constexpr, FACTOR: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
-    ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
@@ -97,7 +112,8 @@ def matmul_frag(
     factor_ptr: a float32 for the whole matrix. marks: the row of the scales that is NaN for rows of W that hold a NaN, else 0; or None.
     BITS of a code; 3 lie in a plane of 2 and a plane of 1. ASM, CONSTRAINTS, FACTOR: fragment_asm.Unpacker. ZERO_ASM: for integer zero
     points, else None. GROUP 0: one group per row. DOT: columns of one dot, all of one group. SCALE: None for float32 rows, else the 16-bit
-    type of pairs. FLOAT_ZERO: None, "rows" for float32 offsets, else the 16-bit type of pairs.
+    type of pairs. FLOAT_ZERO: None, "rows" for float32 offsets, else the 16-bit type of pairs. GATED: BLOCK_N is 64, 32 rows of the gate
+    and the 32 of up that go with them.
     """
     tile_n = tl.program_id(0) // tiles_m
     tile_m = tl.program_id(0) % tiles_m
@@ -106,18 +122,22 @@ def matmul_frag(
     A: tl.constexpr = BLOCK_N // 64
     PLANE: tl.constexpr = 2 if BITS == 3 else BITS  # bits of a code in the first plane
     B: tl.constexpr = BLOCK_K * PLANE // 256  # tiles of a step in the first plane
-    n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     first_step = split * per_split
     last_step = tl.minimum(first_step + per_split, steps)
-    tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # beyond the end, the last one again: never stored
-    w_row_at = w_ptr + tiles.to(tl.int64)[:, None] * w_row
-    w_at = w_row_at + (first_step * (BLOCK_K * PLANE * 2) + tl.arange(0, B * 512))[None, :]
+    if GATED:
+        part = tile_n + tl.arange(0, 2) * (N // 64)
+        rows = (part[:, None] * 32 + tl.arange(0, 32)[None, :]).reshape(BLOCK_N)
+        pairs = (part[:, None] * 16 + tl.arange(0, 16)[None, :]).reshape(BLOCK_N // 2)
+        n = rows.to(tl.int64)
+    else:
+        rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w_at = w_ptr + first_step * (BLOCK_K * PLANE * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 512, GATED)
     if BITS == 3:
-        upper_at = w_row_at + (steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tl.arange(0, B * 256))[None, :]
+        upper_at = w_ptr + steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 256, GATED)
     x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row + (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
-    rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     scale_at = scale_ptr + (rows if SCALE is None else pairs)
     zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
     if table_ptr is not None:
@@ -155,4 +175,4 @@ def matmul_frag(
     if marks is not None:
         acc += row_values(scale_at + marks * scale_row, A, SCALE)[:, None]
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
-                 partial_size, ACTIVATION, FACTOR, SPLIT_K)  # fmt: skip
+                 partial_size, ACTIVATION, GATED, FACTOR, SPLIT_K)  # fmt: skip

@@ -18,16 +18,24 @@ MOST_SPLIT_TILES = 4096
 @jit
 def finish(
     acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
-    ACTIVATION: tl.constexpr, FACTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """out[m, n] = activation(acc^T / FACTOR + bias) + residual, cast once."""
-    mask = (m < M)[None, :] & (n < N)[:, None]
+    """out[m, n] = activation(acc^T / FACTOR + bias) + residual, cast once.
+
+    GATED: rows n are some below N / 2 and then, in the same order, those N / 2 further on, which multiply the activation of the former.
+    """
     if FACTOR != 1.0:
         acc = acc * (1.0 / FACTOR)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION is not None:
+    if GATED:
+        gate, up = tl.split(acc.reshape(2, acc.shape[0] // 2, acc.shape[1]).trans(1, 2, 0))
+        acc = ACTIVATION(gate) * up
+        n, _ = tl.split(n.reshape(2, n.shape[0] // 2).trans(1, 0))
+        N = N // 2
+    elif ACTIVATION is not None:
         acc = ACTIVATION(acc)
+    mask = (m < M)[None, :] & (n < N)[:, None]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + m[None, :] * residual_row + n[:, None] * residual_col, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + m[None, :] * N + n[:, None], cast(acc, out_ptr.dtype.element_ty), mask=mask)
@@ -36,11 +44,12 @@ def finish(
 @jit
 def finish_split(
     acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step, partial_size,
-    ACTIVATION: tl.constexpr, FACTOR: tl.constexpr, SPLIT_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, FACTOR: tl.constexpr, SPLIT_K: tl.constexpr,
 ):  # fmt: skip
     """``finish`` of the sum over the programs (program_id(0), 0 .. SPLIT_K - 1), of which this is ``split``."""
     if SPLIT_K == 1:
-        finish(acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step, ACTIVATION, FACTOR)
+        finish(acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
+               ACTIVATION, GATED, FACTOR)  # fmt: skip
     else:
         mask = (m < M)[None, :] & (n < N)[:, None]
         at = partial_ptr + m[None, :] * N + n[:, None]
@@ -52,7 +61,8 @@ def finish_split(
             total = tl.zeros(acc.shape, tl.float32)
             for i in tl.static_range(SPLIT_K):
                 total += tl.load(at + i * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
-            finish(total, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step, ACTIVATION, FACTOR)
+            finish(total, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
+                   ACTIVATION, GATED, FACTOR)  # fmt: skip
             tl.atomic_xchg(counter, 0)  # ready for the next launch
 
 

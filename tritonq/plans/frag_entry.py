@@ -27,8 +27,9 @@ def can_implement(desc: MatmulDesc) -> Status:
         return Status(reason or "takes layout 'frag'; q.relayout('frag') once, when the weight is loaded")
     if desc.dtype not in (torch.float16, torch.bfloat16):
         return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
-    if desc.activation in GATED:
-        return Status(f"has no epilogue {desc.activation!r}; {_SLOW_WAY}")
+    if desc.activation in GATED and desc.features % kernels.GATED_ROWS:
+        rule = f"pairs {kernels.GATED_ROWS} rows of the gate with as many of up, and {desc.features} of each are no multiple"
+        return Status(f"{rule}; pad both halves. {_SLOW_WAY}")
     if target.backend == "interpreter":
         return Status(f"uses inline PTX, which Triton's interpreter cannot run; {_SLOW_WAY}")
     if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):
