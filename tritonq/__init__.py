@@ -20,6 +20,7 @@ from .matrix import (
 )
 from .methods import QuantizationMethod, QuantizationParams, QuantizedDataType, determine_data_type
 from .nf4_quantizer import Nf4Quantizer
+from .nn import quantize_
 from .ops import dequantize, matmul, quantize
 from .planner import DeviceProfile, ModelShard, ShardingPlan, ShardingStrategy, estimate_memory, plan_sharding, suggest_quantization
 from .plans.core import KernelSku, PlanPreference, PrecisionGuarantee, Status
@@ -33,7 +34,7 @@ __all__ = [
     "DequantizeDesc", "DeviceProfile", "KernelSku", "MatmulBackwardDesc", "MatmulDesc", "ModelShard", "Plan", "PlanPreference",
     "PrecisionGuarantee", "QTensor", "QuantizationLevel", "QuantizeDesc", "Scheme", "ShardingPlan", "ShardingStrategy", "Status",
     "backend", "can_implement", "checkpoints", "dequantize", "errors", "estimate_memory", "explain", "load", "matmul", "pack",
-    "plan_sharding", "quantize", "save", "select", "suggest_quantization", "unpack",
+    "nn", "plan_sharding", "quantize", "quantize_", "save", "select", "suggest_quantization", "unpack",
     "Nf4Quantizer", "QuantizationMethod", "QuantizationParams", "QuantizedDataType", "create_params_from_range", "dequantize_matrix",
     "dequantize_vector", "determine_data_type", "fake_quantize", "find_min_max", "quantize_matrix", "quantize_matrix_per_channel",
     "quantize_vector", "quantized_dot", "quantized_matmul", "quantized_matvec",

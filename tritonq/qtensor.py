@@ -205,6 +205,27 @@ class QTensor:
                  "column_order": row.column_order}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def rows(self, indices: torch.Tensor) -> QTensor:
+        """The rows ``indices`` (integers ``[T]``, on the same device) as a matrix ``[T, K]`` in ``row``: what an embedding looks up.
+
+        Raises:
+            UnsupportedError: rows that share a scale with others (``column``, ``tensor``, blocks), or that double quantization spans.
+
+        Example:
+            >>> import torch, tritonq
+            >>> tritonq.quantize(torch.tensor([[1.0], [2.0], [4.0]]), "int8").rows(torch.tensor([2, 0])).dequantize().tolist()
+            [[4.0], [1.0]]
+        """
+        if "dq" in self.scheme.options or (self.scheme.has_scale and self.scheme.group_shape(2, self.shape[1])[0] != 1):
+            rule = "rows can be taken where each has scales of its own; take a group size or 'channel', without dq"
+            raise UnsupportedError(f"{self.scheme}: {rule}")
+        row = self.relayout("row")
+        taken = {name: None if getattr(row, name) is None else getattr(row, name)[indices] for name in ("packed", "zero_point")}
+        scale = row.stored_scale
+        if scale is not None:  # as bytes: torch does not index every 8-bit float
+            scale = scale.view(torch.uint8)[indices].view(scale.dtype) if scale.dtype.itemsize == 1 else scale[indices]
+        return replace(row, shape=(indices.numel(), self.shape[1]), stored_scale=scale, **taken)
+
     def flat(self) -> list[torch.Tensor]:
         """Its tensors as they lie in memory: what ``torch.ops.tritonq`` takes, together with ``form``, the text of everything else."""
         return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]

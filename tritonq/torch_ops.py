@@ -57,6 +57,16 @@ def _dequantize_fake(weight, form, dtype=None):
     return weight[0].new_empty(shape, dtype=dtype or stored)
 
 
+def _embedding(ids, weight, form):
+    rows = QTensor.from_flat(weight, form).rows(ids.reshape(-1))
+    return select(DequantizeDesc.of(rows)).run(rows).view(*ids.shape, rows.shape[1])
+
+
+def _embedding_fake(ids, weight, form):
+    _, (_, k), dtype, _, _ = parse_form(form)
+    return weight[0].new_empty((*ids.shape, k), dtype=dtype)
+
+
 def _quantize(x, scheme, layout="row"):
     return select(QuantizeDesc.of(x, scheme, layout)).run(x.detach()).flat()
 
@@ -122,6 +132,7 @@ _define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? act
         _matmul, _matmul_fake)  # fmt: skip
 _define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
 _define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
+_define("embedding(Tensor ids, Tensor[] weight, str form) -> Tensor", _embedding, _embedding_fake)
 _define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
 torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=_library)
 torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=_library)

@@ -79,7 +79,7 @@ def test_explain(cli):
     nf4 = ("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "nf4", "--target", "sm_90")
     assert "sm_90" in cli(*nf4).out
     assert "matmul_frag        chosen: matmul/nf4/bfloat16/frag/sm_90" in cli(*nf4, "--layout", "frag").out
-    assert "4-bit codes" in cli("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "int8", "--layout", "frag").err
+    assert "holds codes of 2, 3, 4 or 8 bits" in cli("explain", "--m", 1, "--n", 64, "--k", 64, "--scheme", "fp16", "--layout", "frag").err
 
 
 def test_explain_codegen(cli):

@@ -28,6 +28,12 @@ def test_opcheck(scheme):
         assert set(opcheck(op.default, arguments, test_utils=ALL[small:]).values()) == {"SUCCESS"}
 
 
+def test_opcheck_of_embedding():
+    q, ids = weight("nf4.g16"), torch.tensor([[1, 23], [0, 7]])
+    assert set(opcheck(ops.embedding.default, (ids, q.flat(), q.form)).values()) == {"SUCCESS"}
+    assert same_bits(ops.embedding(ids, q.flat(), q.form), q.dequantize()[ids])
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_of_gradients(activation, dtype):

@@ -80,6 +80,12 @@ def to_tensors(name: str, q: QTensor) -> dict[str, torch.Tensor]:
     return {name + _SUFFIXES[part]: tensor for part, tensor in q.tensors().items()}
 
 
+def from_tensors(name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
+    """The inverse of :func:`to_tensors`; ``tensors`` may hold others too. Every shape and dtype is checked."""
+    parts = {part: tensors[name + suffix] for part, suffix in _SUFFIXES.items() if name + suffix in tensors}
+    return QTensor.from_tensors(record.scheme, record.matrix_shape, record.dtype, parts)
+
+
 def header_metadata(metadata: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
     """``metadata`` of a file, with the description of its quantized weights."""
     description = {"format_version": FORMAT_VERSION, "weights": {name: record.to_json() for name, record in records.items()}}
@@ -112,9 +118,9 @@ def parse_weights(description: dict, where: str) -> dict[str, Record]:
 
 def read_qtensor(file: TensorFile, name: str, record: Record) -> QTensor:
     """Read quantized weight ``name`` of ``file``, as a matrix (see :class:`Record`); every shape and dtype is checked."""
-    tensors = {part: file.read(name + suffix) for part, suffix in _SUFFIXES.items() if name + suffix in file.entries}
+    tensors = {stored: file.read(stored) for stored in stored_names(name, record) if stored in file.entries}
     try:
-        return QTensor.from_tensors(record.scheme, record.matrix_shape, record.dtype, tensors)
+        return from_tensors(name, record, tensors)
     except TritonQError as error:
         raise CheckpointError(f"{file.path}: weight {name!r}: {error}") from error
 

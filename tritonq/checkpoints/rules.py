@@ -90,8 +90,12 @@ class Rules:
             reason = keep_reason(name, entry.shape, tied=tied)
             if reason:
                 return Decision(name=name, scheme=None, reason=reason)
-        scheme = next((scheme for glob, scheme in self.patterns if fnmatchcase(name, glob)), self.default)
+        scheme = self.scheme_for(name)
         return Decision(name=name, scheme=scheme, reason=None if scheme else "no --scheme pattern matches it")
+
+    def scheme_for(self, name: str) -> str | None:
+        """The scheme of a weight that is to be quantized; None where no pattern matches and there is no default."""
+        return next((scheme for glob, scheme in self.patterns if fnmatchcase(name, glob)), self.default)
 
 
 def keep_reason(name: str, shape: tuple[int, ...], *, tied: bool = False) -> str | None:

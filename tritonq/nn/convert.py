@@ -1,0 +1,161 @@
+"""Floor 6. ``tritonq.quantize_``: quantized modules in place of a model's own, one layer at a time."""
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoints.rules import Rules
+from ..checkpoints.tensorfile import DTYPE_NAMES, Entry
+from ..errors import InvalidProblemError, TritonQError
+from ..ops import quantize
+from ..scheme import Scheme
+from ..sizes import format_bytes
+from .modules import QuantEmbedding, QuantLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """One parameter: the scheme that its weight got, or why it stayed as it was."""
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str | None
+    reason: str | None
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What :func:`quantize_` did to every parameter; ``str()`` of it sums up and names whatever of two or more axes was kept."""
+
+    decided: tuple[Decided, ...]
+
+    @property
+    def quantized(self) -> tuple[Decided, ...]:
+        return tuple(one for one in self.decided if one.scheme is not None)
+
+    @property
+    def kept(self) -> tuple[Decided, ...]:
+        return tuple(one for one in self.decided if one.scheme is None)
+
+    def __str__(self) -> str:
+        before, after = (sum(getattr(one, name) for one in self.decided) for name in ("bytes_before", "bytes_after"))
+        schemes = ", ".join(f"{count} x {scheme}" for scheme, count in Counter(one.scheme for one in self.quantized).most_common())
+        lines = [f"{len(self.quantized)} weights quantized ({schemes or 'none'}), {len(self.kept)} parameters kept; "
+                 f"{format_bytes(before)} -> {format_bytes(after)}"]  # fmt: skip
+        lines += [f"  kept {one.name} {list(one.shape)}: {one.reason}" for one in self.kept if len(one.shape) > 1]
+        return "\n".join(lines)
+
+
+def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Scheme],
+              filter_fn: Callable[[torch.nn.Module, str], bool] | None = None, *, include: Iterable[str] = (), exclude: Iterable[str] = (),
+              layout: str = "auto") -> QuantizationReport:  # fmt: skip
+    """Replace a model's Linear layers, in place, by :class:`QuantLinear` ones, one after another: at no time are there two models.
+
+    Args:
+        model: any module; its own weights may be on any device, where they are quantized.
+        scheme: for every weight, or ``{glob of parameter names: scheme}``, of which the first that matches counts; weights that none
+            matches are kept.
+        filter_fn: ``(module, name) -> bool``, asked for every Linear and Embedding in place of the rule below.
+        include: globs of parameter names to quantize although the rule keeps them. An Embedding becomes a :class:`QuantEmbedding`; a
+            Linear that is tied to it (lm_head) then shares its codes.
+        exclude: globs of parameter names to keep.
+        layout: see :class:`QuantLinear`.
+
+    The rule is that of ``tritonq quantize``: norms, biases, embeddings, an lm_head tied to one, and expert routers are kept. Only modules
+    that are exactly ``torch.nn.Linear`` or ``torch.nn.Embedding`` are replaced, because what a subclass does with its weight is not
+    known. Weights of two or more axes that other modules hold, such as the 3-D parameters of fused experts, cannot be replaced: they are
+    kept, named in the report, and a warning is given.
+
+    Returns:
+        QuantizationReport: for every parameter, what happened and why.
+
+    Raises:
+        InvalidProblemError: a glob that matches no parameter, an unknown scheme; the model is unchanged.
+        UnsupportedError: a scheme that cannot hold a weight; names the weight. Layers before it are quantized already.
+
+    Example:
+        >>> import torch, tritonq
+        >>> model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 64))
+        >>> print(tritonq.quantize_(model, {"0.*": "nf4", "*": "int8"}))
+        2 weights quantized (1 x nf4, 1 x int8), 2 parameters kept; 642.25 KiB -> 106.50 KiB
+        >>> model[0]
+        QuantLinear(in_features=256, out_features=512, bias=True, scheme=nf4, layout=row)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidProblemError(f"quantize_ takes a torch.nn.Module, got {type(model).__name__}; quantize takes a tensor")
+    if type(model) in _REPLACE:
+        raise InvalidProblemError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place; use from_linear")
+    found = [_Parameter(name=f"{path}.{own}" if path else own, path=path, module=module, tensor=parameter)
+             for path, module in model.named_modules() for own, parameter in module.named_parameters(recurse=False)]  # fmt: skip
+    decisions = _decide(found, Rules.parse(scheme, include, exclude), filter_fn)
+    unreachable = [one.name for one, (chosen, reason) in zip(found, decisions, strict=True) if reason and reason.startswith(_HELD)]
+    if unreachable:
+        warnings.warn(f"not quantized, because no Linear holds them: {', '.join(unreachable)}", stacklevel=2)
+    decided, made = [], {}
+    for one, (chosen, reason) in zip(found, decisions, strict=True):
+        before = after = one.tensor.nbytes
+        if chosen is not None:
+            try:
+                q = made.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
+                new = _REPLACE[type(one.module)](one.module, q, layout)
+            except TritonQError as error:
+                raise type(error)(f"{one.name}: {error}") from error
+            made[id(one.tensor), chosen] = q
+            model.set_submodule(one.path, new.train(one.module.training))
+            after = q.nbytes
+        decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
+                               bytes_before=before, bytes_after=after))  # fmt: skip
+    return QuantizationReport(tuple(decided))
+
+
+_REPLACE = {
+    torch.nn.Linear: lambda module, q, layout: QuantLinear(q, module.bias, layout),
+    torch.nn.Embedding: lambda module, q, layout: QuantEmbedding(q),
+}
+_HELD = "held by "
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parameter:
+    name: str
+    path: str
+    module: torch.nn.Module
+    tensor: torch.nn.Parameter
+
+    @property
+    def is_weight(self) -> bool:
+        """Of a module that can be replaced."""
+        return type(self.module) in _REPLACE and self.name.endswith("weight")
+
+
+def _decide(found: list[_Parameter], rules: Rules, filter_fn: Callable | None) -> list[tuple[str | None, str | None]]:
+    """(scheme, None) or (None, reason to keep it) for every parameter; nothing is changed."""
+    entries = [Entry(name=one.name, dtype=DTYPE_NAMES.get(one.tensor.dtype, str(one.tensor.dtype)), shape=tuple(one.tensor.shape),
+                     start=0, stop=one.tensor.nbytes) for one in found]  # fmt: skip
+    by_rule = rules.decide(entries)
+    decisions = [(by_rule[one.name].scheme, by_rule[one.name].reason) for one in found]
+    if filter_fn is not None:
+        for i, one in enumerate(found):
+            if one.is_weight:
+                chosen = rules.scheme_for(one.name) if filter_fn(one.module, one.path) else None
+                decisions[i] = chosen, None if chosen else "filter_fn says no"
+    tables = {id(one.tensor): (one.name, *decision) for one, decision in zip(found, decisions, strict=True)
+              if type(one.module) is torch.nn.Embedding}  # fmt: skip
+    for i, one in enumerate(found):
+        chosen, _ = decisions[i]
+        if chosen is None:
+            continue
+        if getattr(one.module, "max_norm", None) is not None:
+            decisions[i] = None, "max_norm changes the table while it is read"
+        elif not one.is_weight:
+            decisions[i] = None, f"{_HELD}{type(one.module).__name__}, which is not exactly torch.nn.Linear"
+        elif type(one.module) is torch.nn.Linear and id(one.tensor) in tables:
+            table, of_table, _ = tables[id(one.tensor)]
+            decisions[i] = of_table, None if of_table else f"tied to the embedding {table}"
+    return decisions
