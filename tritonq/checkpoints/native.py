@@ -133,10 +133,12 @@ def manifest(records: dict[str, Record]) -> dict:
 def quantization_config(records: dict[str, Record], kept: list[str]) -> dict:
     """What goes under ``quantization_config`` into config.json: the commonest scheme, the weights that differ from it, those kept."""
     commonest = Counter(record.scheme for record in records.values()).most_common(1)[0][0]
+    dtype = Counter(record.dtype for record in records.values()).most_common(1)[0][0]
     return {
         "quant_method": FAMILY,
         "format_version": FORMAT_VERSION,
         "scheme": commonest,
+        "dtype": str(dtype).removeprefix("torch."),
         "overrides": {name: record.scheme for name, record in records.items() if record.scheme != commonest},
         "kept": kept,
     }

@@ -91,12 +91,8 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         raise InvalidProblemError(f"quantize_ takes a torch.nn.Module, got {type(model).__name__}; quantize takes a tensor")
     if type(model) in _REPLACE:
         raise InvalidProblemError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place; use from_linear")
-    found = [_Parameter(name=f"{path}.{own}" if path else own, path=path, module=module, tensor=parameter)
-             for path, module in model.named_modules() for own, parameter in module.named_parameters(recurse=False)]  # fmt: skip
-    decisions = _decide(found, Rules.parse(scheme, include, exclude), filter_fn)
-    unreachable = [one.name for one, (chosen, reason) in zip(found, decisions, strict=True) if reason and reason.startswith(_HELD)]
-    if unreachable:
-        warnings.warn(f"not quantized, because no Linear holds them: {', '.join(unreachable)}", stacklevel=2)
+    found = parameters_of(model)
+    decisions = decide(found, Rules.parse(scheme, include, exclude), filter_fn)
     decided, made = [], {}
     for one, (chosen, reason) in zip(found, decisions, strict=True):
         before = after = one.tensor.nbytes
@@ -122,7 +118,9 @@ _HELD = "held by "
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parameter:
+class FoundParameter:
+    """A parameter and the module that holds it; tied ones appear once for each."""
+
     name: str
     path: str
     module: torch.nn.Module
@@ -134,8 +132,13 @@ class _Parameter:
         return type(self.module) in _REPLACE and self.name.endswith("weight")
 
 
-def _decide(found: list[_Parameter], rules: Rules, filter_fn: Callable | None) -> list[tuple[str | None, str | None]]:
-    """(scheme, None) or (None, reason to keep it) for every parameter; nothing is changed."""
+def parameters_of(model: torch.nn.Module) -> list[FoundParameter]:
+    return [FoundParameter(name=f"{path}.{own}" if path else own, path=path, module=module, tensor=parameter)
+            for path, module in model.named_modules() for own, parameter in module.named_parameters(recurse=False)]  # fmt: skip
+
+
+def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None = None) -> list[tuple[str | None, str | None]]:
+    """(scheme, None) or (None, reason to keep it) for every parameter; nothing is changed. Warns of those that cannot be replaced."""
     entries = [Entry(name=one.name, dtype=DTYPE_NAMES.get(one.tensor.dtype, str(one.tensor.dtype)), shape=tuple(one.tensor.shape),
                      start=0, stop=one.tensor.nbytes) for one in found]  # fmt: skip
     by_rule = rules.decide(entries)
@@ -158,4 +161,7 @@ def _decide(found: list[_Parameter], rules: Rules, filter_fn: Callable | None) -
         elif type(one.module) is torch.nn.Linear and id(one.tensor) in tables:
             table, of_table, _ = tables[id(one.tensor)]
             decisions[i] = of_table, None if of_table else f"tied to the embedding {table}"
+    unreachable = [one.name for one, (_, reason) in zip(found, decisions, strict=True) if reason and reason.startswith(_HELD)]
+    if unreachable:
+        warnings.warn(f"not quantized, because no Linear holds them: {', '.join(unreachable)}", stacklevel=3)
     return decisions

@@ -63,6 +63,14 @@ class QuantizedWeight(torch.nn.Module):
             self._buffers[name] = getattr(q, field)
         self._q, self._form = q, q.form
 
+    def complete(self) -> None:
+        """Take the tensors that a loader put into the buffers for the weight, and turn them into this module's layout.
+
+        Raises:
+            InvalidProblemError: a tensor of the wrong shape or dtype.
+        """
+        self._hold(replace(self._q, **{field: self._buffers[name] for field, name in BUFFERS.items()}))
+
     def _flat(self) -> list[torch.Tensor]:
         """``qtensor.flat()`` from the buffers, so that a compiled graph takes them as its inputs."""
         tensors = [getattr(self, name) for name in BUFFERS.values()]

@@ -1,0 +1,106 @@
+"""Transformers: quantize while loading, save, reload, and what ``tritonq quantize`` wrote."""
+import pytest
+import torch
+
+import tritonq
+from tests.support.schemes import same_bits
+from tritonq.nn import QuantLinear
+
+transformers = pytest.importorskip("transformers", minversion="5")
+from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
+
+SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "qwen3, tied": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+}
+IDS = torch.arange(24).reshape(2, 12) * 7 % 256
+
+
+@pytest.fixture(params=CONFIGS)
+def source(request, tmp_path):
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]()).save_pretrained(tmp_path / "full")
+    return tmp_path / "full"
+
+
+def load(path, **more):
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **more)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    return model.eval()
+
+
+def layers(model) -> dict:
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS).logits
+
+
+@pytest.mark.parametrize("scheme, dtype", [("nf4", torch.float32), ("uint4.g32", torch.bfloat16), ("int8", torch.bfloat16),
+                                           ("fp8_e4m3", torch.float32), ("mxfp4", torch.float32)])  # fmt: skip
+def test_quantize_while_loading_save_and_reload(source, tmp_path, scheme, dtype):
+    model = load(source, quantization_config=TritonQConfig(scheme, exclude=["model.layers.1.mlp.*"]), dtype=dtype)
+    named, full = layers(model), load(source, dtype=dtype)
+    assert len(named) == 11 + (not model.config.tie_word_embeddings) and not any("layers.1.mlp" in name for name in named)
+    for name, layer in named.items():
+        want = tritonq.quantize(full.get_submodule(name).weight.detach(), scheme)
+        assert all(map(same_bits, layer.qtensor.flat(), want.flat())), name
+    model.save_pretrained(tmp_path / "quantized")
+    again = load(tmp_path / "quantized", dtype=dtype)
+    assert list(layers(again)) == list(named) and same_bits(logits(again), logits(model))
+    assert again.generate(IDS, max_new_tokens=3, do_sample=False).shape == (2, 15)
+    stored = tritonq.load(tmp_path / "quantized")
+    assert sum(isinstance(value, tritonq.QTensor) for value in stored.values()) == len(named)
+    ordinary = again.dequantize()
+    assert not layers(ordinary)
+    torch.testing.assert_close(logits(ordinary), logits(model), rtol=2e-2, atol=2e-2)
+
+
+def test_what_the_command_line_wrote_is_loaded(source, tmp_path):
+    tritonq.checkpoints.quantize_checkpoint(source, tmp_path / "out", {"*.mlp.*": "int8", "*": "nf4.g32"})
+    model = load(tmp_path / "out")
+    schemes = {str(layer.scheme) for name, layer in layers(model).items() if ".mlp." in name}
+    assert schemes == {"int8"} and len(layers(model)) >= 14
+    for name, value in tritonq.checkpoints.open(tmp_path / "out"):
+        if isinstance(value, tritonq.QTensor):
+            assert same_bits(model.get_submodule(name.removesuffix(".weight")).qtensor.dequantize(), value.dequantize())
+
+
+def test_fused_experts_are_named(tmp_path):
+    config = transformers.Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
+    with pytest.warns(UserWarning, match="experts.gate_up_proj"):
+        model = load(tmp_path / "full", quantization_config=TritonQConfig("int8"))
+    assert layers(model) and logits(model).isfinite().all()
+    tritonq.checkpoints.quantize_checkpoint(tmp_path / "full", tmp_path / "out", "int8")
+    with pytest.raises(tritonq.errors.UnsupportedError, match="experts.*--exclude"):
+        load(tmp_path / "out")
+
+
+def test_it_compiles_whole(source):
+    model = load(source, quantization_config=TritonQConfig("nf4"))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arguments, text", [
+    ({"scheme": "nf9"}, "unknown format 'nf9'"), ({"format_version": 2}, "format_version 2 is unknown"),
+    ({"dtype": "int8"}, "dtype must be"),
+])  # fmt: skip
+def test_refused_configs(arguments, text):
+    with pytest.raises(tritonq.errors.TritonQError, match=text):
+        TritonQConfig(**arguments)
+
+
+def test_the_package_does_not_import_the_framework():
+    import subprocess
+    import sys
+
+    code = "import sys, tritonq; assert not {'transformers', 'vllm', 'torchao'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
