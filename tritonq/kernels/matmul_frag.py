@@ -26,7 +26,7 @@ def load_x(at, k, K, EVEN_K: tl.constexpr):
 
 @jit
 def add_columns(
-    acc, w, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+    acc, w, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
     A: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
     FACTOR: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
@@ -37,16 +37,17 @@ def add_columns(
     if COLUMNS == DOT:
         group = 0 if GROUP == 0 else column // GROUP
         x = load_x(x_at, column + tl.arange(0, DOT), K, EVEN_K)
-        acc += tl.dot(w, x) * row_values(scale_at + group * scale_row, A, SCALE)[:, None]
+        scale = row_values(scale_at + group * scale_row, A, SCALE) if row_scale is None else row_scale
+        acc += tl.dot(w, x) * scale[:, None]
         if FLOAT_ZERO is not None:
             sums = tl.dot(tl.full(w.shape, FACTOR, w.dtype), x)
             acc += sums * row_values(zero_at + group * zero_row, A, None if FLOAT_ZERO == "rows" else FLOAT_ZERO)[:, None]
     else:
         HALF: tl.constexpr = COLUMNS // 2
         w1, w2 = halves(w)
-        acc = add_columns(acc, w1, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+        acc = add_columns(acc, w1, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
-        acc = add_columns(acc, w2, x_at + HALF * x_col, column + HALF, x_col, scale_at, scale_row, zero_at, zero_row, K,
+        acc = add_columns(acc, w2, x_at + HALF * x_col, column + HALF, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
     return acc
 
@@ -150,6 +151,7 @@ def matmul_frag(
             spread(tl.load(at + 256), A, B, 1), spread(tl.load(at + 320), A, B, 1),
             spread(tl.load(at + 384), A, B, 1), spread(tl.load(at + 448), A, B, 1),
         )  # fmt: skip
+    row_scale = row_values(scale_at, A, SCALE) if GROUP == 0 else None
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in tl.range(first_step, last_step, num_stages=STAGES):
         column = step * BLOCK_K
@@ -164,7 +166,7 @@ def matmul_frag(
             first = first + table
             second = first
         w = unpack(first, second, A, B, ASM, CONSTRAINTS, DTYPE)
-        acc = add_columns(acc, w, x_at, column, x_col, scale_at, scale_row, zero_at, zero_row, K,
+        acc = add_columns(acc, w, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, BLOCK_K, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
         w_at += BLOCK_K * PLANE * 2
         if BITS == 3:
