@@ -56,6 +56,16 @@ def test_swiglu(scheme, dtype, m):
     assert row.per_weight <= plain.per_weight + MATMUL_FRAG_GATED and row.tile == plain.tile
 
 
+@pytest.mark.parametrize("scheme, m, inside", [("int4.g128", 1, True), ("uint4.g128", 8, True), ("int8.channel", 8, True),
+                                               ("int4.g128", 9, False), ("nf4.g64", 1, False)])  # fmt: skip
+def test_act_order(scheme, m, inside):
+    target = Target(backend="triton", device="cuda", arch=90)
+    desc = MatmulDesc(m=m, n=4096, k=K, dtype=torch.float16, scheme=Scheme.parse(scheme), target=target, source_dtype=torch.float16,
+                      layout="frag", act_order=True)  # fmt: skip
+    (row,) = examine(desc)
+    assert row.kernel == "matmul_frag" and row.gathers is inside and not row.violations(), row.violations()
+
+
 @pytest.mark.parametrize("arch", [80, 89, 120])
 @pytest.mark.parametrize("scheme, dtype", [("int4.g128", torch.bfloat16), ("nf4.g64", torch.float16)], ids=str)
 def test_other_architectures(scheme, dtype, arch):

@@ -214,6 +214,29 @@ def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
     check_fence(x)
 
 
+ACT_ORDER = [("uint4.g32", 90, 1), ("int4.g128", 90, 8), ("uint3.g48", 90, 5), ("uint8.g64.fz", 90, 3), ("int4.channel", 80, 7),
+             ("nf4.g64", 90, 2), ("int4.g32", 90, 17)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme, simulator, m", ACT_ORDER, indirect=["simulator"])
+def test_act_order(scheme, m, simulator, monkeypatch):
+    """Up to eight rows of x are gathered by the kernel (not for code books), more by a launch ahead of it; neither reads beyond K."""
+    k = 400
+    dtype = DTYPES[m % 2]
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(m)).int()
+    row = dataclasses.replace(weight(scheme, 70, k, dtype), column_order=order)
+    q, x = fence(row.relayout("frag")), fenced(torch.randn(k, m).to(dtype)).T
+    plan = tritonq.select(MatmulDesc.of(x, q))
+    inside = m <= 8 and scheme != "nf4.g64"
+    assert plan.kernel.name == "matmul_frag" and plan.kernel.act_order(plan.desc) is inside
+    for split in (1, 2):
+        with monkeypatch.context() as patch:
+            if inside:
+                patch.setattr(torch.Tensor, "index_select", None)
+            got = dataclasses.replace(plan, config=plan.config | {"SPLIT_K": split}).run(x, q)
+        assert simulator.launches == split and within(got, x, row, plan)
+
+
 def test_swiglu_of_halves_that_are_no_multiple_of_32_rows_decodes_apart(simulator):
     row = weight("int4.g32", 80, 64, torch.float16)
     x, q = torch.randn(2, 64).half(), row.relayout("frag")

@@ -1,5 +1,6 @@
 """Warm products: what reaches the driver, when it is looked at again, and how long it lives."""
 import copy
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -148,6 +149,12 @@ def test_the_environment_is_looked_at_every_time(stub, monkeypatch) -> None:
     with no_jit():
         plan.run(x, q), tritonq.matmul(x, q)
     assert stub.launches == before + 2
+
+
+def test_few_rows_in_act_order_are_one_launch(stub) -> None:
+    q, x = dataclasses.replace(weight(layout="frag"), column_order=torch.randperm(K).int()), torch.zeros(3, K, dtype=HALF)
+    seen = launches(stub, lambda: tritonq.matmul(x, q))
+    assert seen[-1]["parameters"][3] == q.column_order.data_ptr().to_bytes(8, "little"), "x, w, scale, order"
 
 
 def test_workspaces(stub) -> None:

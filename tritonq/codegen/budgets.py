@@ -27,6 +27,8 @@ MATMUL_FRAG = {
 }  # fmt: skip
 # What swiglu may add: its weights lie in two places.
 MATMUL_FRAG_GATED = 0.2
+# What act-order may add where the kernel gathers x: one element at a time, by an index that is loaded.
+MATMUL_FRAG_GATHERING = 0.8
 # The same for layout ksplit.
 MATMUL_KSPLIT = {
     ("int4.g128", "float16", 1): 2.95, ("int4.g128", "bfloat16", 1): 3.5, ("int4.g128", "bfloat16", 64): 4.75,

@@ -63,6 +63,11 @@ class Row:
         return f"{self.desc} {self.tile}"
 
     @property
+    def gathers(self) -> bool:
+        """Whether the kernel reads the order of the columns itself, to gather x by it."""
+        return "order_ptr" in self.report.loads
+
+    @property
     def expected(self) -> Expected:
         return EXPECTED.get(self.kernel, Expected())
 
@@ -190,7 +195,8 @@ def _stand_ins(desc: Desc) -> tuple:
         return (torch.empty(desc.n, desc.k, dtype=desc.dtype),)
     fields = get_layout(desc.layout).expected(desc.scheme, (desc.n, desc.k), desc.source_dtype)
     tensors = {name: want and torch.empty(want[0], dtype=want[1]) for name, want in fields.items()}
-    q = QTensor(scheme=desc.scheme, shape=(desc.n, desc.k), dtype=desc.source_dtype, layout=desc.layout, **tensors)
+    order = torch.empty(desc.k, dtype=torch.int32) if desc.act_order else None
+    q = QTensor(scheme=desc.scheme, shape=(desc.n, desc.k), dtype=desc.source_dtype, layout=desc.layout, column_order=order, **tensors)
     if isinstance(desc, DequantizeDesc):
         return (q,)
     if isinstance(desc, MatmulBackwardDesc):

@@ -27,6 +27,7 @@ class Expected:
         matrix: the one matrix instruction.
         weights: the argument whose loads take 16 bytes per thread.
         barred: machine instructions that the main loop must not hold.
+        gathering: those of them that it may hold where it gathers x by the columns' order.
         parked: bytes per thread that may be spilled; with STL and LDL barred, outside the main loop.
         programs: rows of the tile of x -> programs per multiprocessor, at least (on the architecture of the budgets).
         per: what instructions per weight are counted over: the main "loop", a whole "program", or None where neither is the cost.
@@ -36,6 +37,7 @@ class Expected:
     matrix: str | None = None
     weights: str | None = None
     barred: tuple[str, ...] = ()
+    gathering: tuple[str, ...] = ()
     parked: int = 0
     programs: Mapping[int, int] = field(default_factory=dict)
     per: str | None = None
@@ -68,9 +70,8 @@ def _loop_budget(row: Row, table: dict, tile_of: Callable[[int], dict]) -> float
 def _frag_budget(row: Row) -> float | None:
     from ..kernels.frag_launch import config
 
-    table = budgets.MATMUL_FRAG
-    if row.constants["GATED"]:
-        table = {key: round(value + budgets.MATMUL_FRAG_GATED, 2) for key, value in table.items()}
+    more = row.constants["GATED"] * budgets.MATMUL_FRAG_GATED + row.gathers * budgets.MATMUL_FRAG_GATHERING
+    table = {key: round(value + more, 2) for key, value in budgets.MATMUL_FRAG.items()}
     return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1))
 
 
@@ -91,7 +92,8 @@ def _dequantize_budget(row: Row) -> float | None:
 EXPECTED: dict[str, Expected] = {
     # mma.sync, which needs no proxy fence between cp.async and wgmma; everything in the loop is copied ahead
     "matmul_frag": Expected(
-        matrix="HMMA", weights="w_ptr", barred=(*DETOURS, "LDG"), programs={8: 4, 16: 4, 32: 2}, per="loop", budget=_frag_budget
+        matrix="HMMA", weights="w_ptr", barred=(*DETOURS, "LDG"), gathering=("LDG", "STS"), programs={8: 4, 16: 4, 32: 2},
+        per="loop", budget=_frag_budget,
     ),
     # ptxas keeps a few values of the epilogue out of registers where one more program then fits a multiprocessor
     "matmul_ksplit": Expected(matrix="HMMA", barred=("SHFL", "STL", "LDL"), parked=24, per="loop", budget=_ksplit_budget),
@@ -135,7 +137,8 @@ def _weight_loads(row: Row) -> str | None:
 
 
 def _barred(row: Row) -> str | None:
-    found = [f"{count} {kind}" for kind, count in row.loop.items() if kind in row.expected.barred]
+    barred = set(row.expected.barred) - set(row.expected.gathering if row.gathers else ())
+    found = [f"{count} {kind}" for kind, count in row.loop.items() if kind in barred]
     return f"{', '.join(found)} in the main loop" if found else None
 
 

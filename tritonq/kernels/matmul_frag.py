@@ -25,8 +25,18 @@ def load_x(at, k, K, EVEN_K: tl.constexpr):
 
 
 @jit
+def in_order(order_ptr, k, K, EVEN_K: tl.constexpr):
+    """int64 ``[DOT, 1]``: the column of x that packed column k multiplies."""
+    if EVEN_K:
+        column = tl.load(order_ptr + k)
+    else:
+        column = tl.load(order_ptr + k, mask=k < K, other=0)
+    return column.to(tl.int64)[:, None]
+
+
+@jit
 def add_columns(
-    acc, w, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
+    acc, w, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
     A: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
     FACTOR: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +46,10 @@ def add_columns(
     """
     if COLUMNS == DOT:
         group = 0 if GROUP == 0 else column // GROUP
-        x = load_x(x_at, column + tl.arange(0, DOT), K, EVEN_K)
+        k = column + tl.arange(0, DOT)
+        if order_ptr is not None:  # x_at is where column 0 lies
+            x_at += in_order(order_ptr, k, K, EVEN_K) * x_col
+        x = load_x(x_at, k, K, EVEN_K)
         scale = row_values(scale_at + group * scale_row, A, SCALE) if row_scale is None else row_scale
         acc += tl.dot(w, x) * scale[:, None]
         if FLOAT_ZERO is not None:
@@ -45,9 +58,11 @@ def add_columns(
     else:
         HALF: tl.constexpr = COLUMNS // 2
         w1, w2 = halves(w)
-        acc = add_columns(acc, w1, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
+        acc = add_columns(acc, w1, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
-        acc = add_columns(acc, w2, x_at + HALF * x_col, column + HALF, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
+        if order_ptr is None:
+            x_at += HALF * x_col
+        acc = add_columns(acc, w2, x_at, order_ptr, column + HALF, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
     return acc
 
@@ -100,7 +115,7 @@ def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, WORDS: tl.constexpr, G
 
 @jit(repr=_name)
 def matmul_frag(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, factor_ptr, table_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, factor_ptr, table_ptr, order_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, x_row, x_col, w_row, scale_row, zero_row, marks, blocks, tiles_m, steps, per_split,
     residual_row, residual_col, bias_step, partial_size,
     NAME: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, ZERO_ASM: tl.constexpr, FACTOR: tl.constexpr,
@@ -138,7 +153,9 @@ def matmul_frag(
     w_at = w_ptr + first_step * (BLOCK_K * PLANE * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 512, GATED)
     if BITS == 3:
         upper_at = w_ptr + steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 256, GATED)
-    x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row + (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
+    x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row
+    if order_ptr is None:
+        x_at += (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
     scale_at = scale_ptr + (rows if SCALE is None else pairs)
     zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
     if table_ptr is not None:
@@ -166,12 +183,13 @@ def matmul_frag(
             first = first + table
             second = first
         w = unpack(first, second, A, B, ASM, CONSTRAINTS, DTYPE)
-        acc = add_columns(acc, w, x_at, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
+        acc = add_columns(acc, w, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, BLOCK_K, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
         w_at += BLOCK_K * PLANE * 2
         if BITS == 3:
             upper_at += BLOCK_K * 2
-        x_at += BLOCK_K * x_col
+        if order_ptr is None:
+            x_at += BLOCK_K * x_col
     if factor_ptr is not None:
         acc = acc * tl.load(factor_ptr)
     if marks is not None:

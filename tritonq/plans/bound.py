@@ -75,7 +75,7 @@ class Product:
         """The arguments must be what the plan is for."""
         desc, entry = plan.desc, plan.kernel
         self.plan, self.shape = plan, (*x.shape[:-1], desc.features)
-        self.gathered = desc.act_order and not entry.act_order  # the columns of x are put in the packed order first
+        self.gathered = desc.act_order and not entry.act_order(desc)  # the columns of x are put in the packed order first
         matrix, added = self._matrices(x, q, residual)
         self.kernel = entry.product(desc, plan.config, matrix, q, bias, added, self.shape)
         # A view has the address of what it views: a bound kernel, which has its strides already, can do without it.

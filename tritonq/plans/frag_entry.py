@@ -71,4 +71,5 @@ def bind(desc: MatmulDesc, config: dict[str, int], x, q, bias, residual, shape) 
 MATMUL_FRAG = KernelEntry(
     op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, bind=bind,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
+    act_order=lambda desc: kernels.gathers(desc.m, desc.scheme),
 )  # fmt: skip

@@ -19,7 +19,8 @@ class KernelEntry:
     """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results.
 
     ``prefer``: falsy, with the reason, where an entry further down should be taken if there is one: a crossover in M.
-    ``act_order``: it reads ``column_order`` itself; otherwise the plan gathers the columns of x for it and puts decoded columns back.
+    ``act_order``: whether it reads ``column_order`` itself; otherwise the plan gathers the columns of x for it and puts decoded columns
+    back.
     """
 
     op: str
@@ -32,7 +33,7 @@ class KernelEntry:
     workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
     guarantee: Callable[[Desc], PrecisionGuarantee]
     prefer: Callable[[Desc], Status] = lambda desc: OK
-    act_order: bool = False
+    act_order: Callable[[Desc], bool] = lambda desc: False
 
     def product(self, desc, config: Config, x, q, bias, residual, shape: tuple[int, ...]):
         """What multiplies matrices like these, into a result of ``shape``: ``run(x, q, bias, residual, workspace)`` and ``prepare``."""
@@ -80,12 +81,16 @@ def _always(desc: Desc) -> Status:
     return OK
 
 
+def _everywhere(desc: Desc) -> bool:
+    return True
+
+
 REFERENCE = {
     "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
                             launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
-    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=True,
+    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=_everywhere,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
-    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=True,
+    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=_everywhere,
                           launch=lambda desc, config, workspace, x, q, bias, residual:
                               reference.matmul(x, q, bias, desc.activation, residual)),
     "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=_always, guarantee=accumulated,

@@ -76,7 +76,7 @@ class Plan:
             out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
         if isinstance(out, QTensor):
             return out.relayout(self.desc.layout)
-        sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order
+        sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order(self.desc)
         return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
