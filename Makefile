@@ -15,13 +15,14 @@ endif
 # torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
 install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 
-.PHONY: help test test-oldest check lint demo docs bench-cpu clean
+.PHONY: help test test-oldest check lint lint-kernels demo docs bench-cpu clean
 
 help:
 	@echo "make test         set up $(VENV) and run every test that this machine can run"
 	@echo "make test-oldest  the kernel tests again on the oldest supported Triton (3.6.0)"
 	@echo "make check        ruff and the quick tests"
 	@echo "make lint         ruff alone"
+	@echo "make lint-kernels every shipped kernel compiled for every architecture, on both Tritons, and held to rules"
 	@echo "make demo         set up $(VENV) and quantize a real model"
 	@echo "make docs         regenerate the generated pages"
 	@echo "make bench-cpu    the CPU benchmark"
@@ -54,6 +55,11 @@ check: lint
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .
+
+# both run, whatever the first finds
+lint-kernels: $(OLDEST)/.done
+	$(PY) benchmarks/codegen.py --jobs $(JOBS) --record benchmarks/results/codegen; first=$$?; \
+	PYTHONPATH=$(OLDEST) $(PY) benchmarks/codegen.py --jobs $(JOBS) --record benchmarks/results/codegen && exit $$first
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/tritonq demo

@@ -20,5 +20,7 @@ except ImportError:
     def jit(fn=None, **_options):
         return fn if fn is not None else jit
 
+# (3, 9) for Triton 3.9.0; None without Triton.
+RELEASE = None if triton is None else tuple(int(part) for part in triton.__version__.split(".")[:2])
 
-__all__ = ["jit", "tl", "triton"]
+__all__ = ["RELEASE", "jit", "tl", "triton"]

@@ -85,6 +85,81 @@ packing at once); they are inline assembly, and neither the interpreter nor AMD 
 
 `dequantize_tiles`, with a load of one byte per code and of one scale per element (18 to 50 instructions), takes what is left: groups or
 rows that eight neighbours (four for float32) straddle.
+
+## How the loop of matmul_frag works
+
+`y^T = W x^T`: W is the left operand, which `mma.sync` and `wgmma` take from registers, x the right one. A program takes 64 rows of W,
+BLOCK_M rows of x and a share of K, with two warps; a decode of one row still runs on the tensor core, whose narrowest tile has 8
+columns. One step of K:
+
+```
+ packed codes                                              x [BLOCK_K, BLOCK_M]
+   | 16 bytes per thread, cp.async, STAGES ahead             | cp.async
+   v                                                         v
+ 4 words in a thread's registers                           shared memory
+   | unpack: and, shift, fma or prmt; no exchange            | ldmatrix
+   v                                                         v
+ fragments of 16 rows x 16 columns  ---> mma.sync <---     right operand
+                                            | a fresh float32 accumulator per group of columns
+                                            v
+                              sum += accumulator * scale of (row, group)
+```
+
+A thread holds the words that [the layout](layouts.md#codes) gives it, and these are its own share of the fragments:
+
+```
+ lane 4 g + t of a warp, one fragment      k = 2t, 2t+1         k = 2t+8, 2t+9
+                               row g       register 0           register 2
+                               row g + 8   register 1           register 3
+```
+
+Where things are, for whoever changes it:
+
+- `layouts/frag.py`, `frag_codes.py`: the order on the host, and back. `kernels/fragment.py`: words to fragments, renamings of axes
+  only. `fragment_asm.py`: the instructions per word, for each width and dtype. `matmul_frag.py`: the loop. `split_k.py`: what comes
+  after it. `frag_launch.py`: tiles and splits.
+- **No exchange between threads.** If `trans` and `reshape` in `unpack` no longer follow the layout's order, the result stays right and
+  a conversion through shared memory appears: `STS` or `SHFL` in the loop, which the lint refuses.
+- **`pin`** keeps Triton from choosing another number of consecutive k per thread than the layout has.
+- **Scales** are loaded once per group and row and multiply sums, not weights: a group of 128 costs one multiplication per 128 columns.
+  A dot never spans two groups; DOT is the largest power of two that divides the group, BLOCK_K at most, 16 at least.
+- **x is copied ahead and W too.** On Triton 3.6 a `wgmma` that reads what `cp.async` wrote lacks a proxy fence, so the kernel stays
+  with `mma.sync`.
+- **Split-K** writes partial sums, and the program that arrives last adds them in a fixed order: one launch, the same bits on every run.
+
+## The lint: reading `benchmarks/results/codegen.md`
+
+`tritonq explain --m 1 --n 4096 --k 14336 --scheme int4.g128 --layout frag --codegen --arch 80,90` compiles the kernel that would run,
+without a GPU, and prints its row. `make lint-kernels` does that for every kernel, scheme, tile and architecture of
+`benchmarks/codegen_cases.py` on the newest and the oldest Triton, and records
+[benchmarks/results/codegen.md](../benchmarks/results/codegen.md) and `codegen.json`. Both exit 1 and name kernel, problem, rule and value
+where a rule of `tritonq/codegen/rules.py` is broken. They are figures of compiled code; none is a measurement.
+
+| column | what it is |
+| --- | --- |
+| tile | sizes of a program's tile (M x N x K), `w` warps, `s` stages, `split` programs along K |
+| registers, spills | per thread; bytes of stack and local memory per thread, which must be 0 |
+| shared, programs | bytes of a program; how many programs a multiprocessor holds at a time |
+| matrix | the matrix instructions of the main loop |
+| weight loads | bits per thread of each load through the weights' pointer; 128, or the memory system starves |
+| waits | waits for copies in the main loop |
+| per weight | machine instructions per weight, all of them, addresses included: of the loop, or of the program (quantize, dequantize) |
+| budget | what *per weight* may be (sm_90; for tiles of rows of 4096 columns) |
+| rules | `ok`, or the rules broken |
+
+What is checked is data. Every kernel: no spills, no C75xx warning of ptxas (serialised wgmma), no `warp_group_dot_wait` that leaves
+products in flight. Where the kernel's line in `EXPECTED` names them: the matrix instruction, the argument whose loads are 16 bytes wide,
+instructions that the loop must not hold (shared memory written, shuffles, conversions: weights go from the load to the tensor core),
+programs per multiprocessor. Products are compiled for a K of whole 16s: rows of x that start elsewhere go through shared memory, as they
+must. A new kernel needs a line there; without one the lint says so.
+
+**A budget** is a row of `tritonq/codegen/budgets.py`, for the lint and the tests alike: (scheme, dtype, M) and the figure, which is what
+`explain --codegen` prints on the two Tritons, rounded up to the next 0.05.
+
+**The yardstick** (`peer_style`) is an int4 matmul in the usual manner: words of eight k, a pointer per element, shift, mask, conversion
+and scale per element, the weight as the right operand through shared memory. `RATIOS` in `benchmarks/codegen_cases.py` says how many
+times fewer instructions int4 must take. It is 4 where the loop is at its shortest, float16 with a tile of 8 rows of x; bfloat16 unpacks a
+word with three shifts instead of one, and more rows of x add products to both, so there the distance is shorter than 4.
 """
 
 

@@ -1,6 +1,7 @@
 """Floor 5. From a problem to what the compiler makes of the kernel that ``select`` chooses for it. No tensor of that size holds data."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from . import budgets
 from .compiler import Report
 from .launches import Launch, launches
 from .occupancy import programs_per_multiprocessor
-from .rules import EXPECTED, Expected, Violation, violations
+from .rules import EXPECTED, UNLISTED, Expected, Violation, violations
 from .sass import MATRIX
 
 
@@ -28,6 +29,7 @@ class Row:
     kernel: str
     report: Report
     constants: dict = field(repr=False)
+    expected: Expected
 
     @property
     def arch(self) -> int | str:
@@ -66,10 +68,6 @@ class Row:
     def gathers(self) -> bool:
         """Whether the kernel reads the order of the columns itself, to gather x by it."""
         return "order_ptr" in self.report.loads
-
-    @property
-    def expected(self) -> Expected:
-        return EXPECTED.get(self.kernel, Expected())
 
     @property
     def registers(self) -> int:
@@ -155,8 +153,12 @@ def elements(constants: dict) -> int:
     return constants["BLOCK_N"] * columns
 
 
-def rows_of(desc: Desc, found: list[Launch]) -> list[Row]:
-    return [Row(desc=desc, kernel=launch.kernel, report=launch.report, constants=launch.constants) for launch in found]
+def rows_of(desc: Desc, found: list[Launch], expected: Mapping[str, Expected] = EXPECTED) -> list[Row]:
+    """The launches that ``desc`` led to as rows, each held to its kernel's line in ``expected``."""
+    return [
+        Row(desc=desc, kernel=name, report=report, constants=constants, expected=expected.get(name, UNLISTED))
+        for name, report, constants in found
+    ]
 
 
 def examine(desc: Desc, pref: PlanPreference | None = None) -> list[Row]:

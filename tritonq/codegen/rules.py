@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .._triton import RELEASE
 from . import budgets
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Violation:
 def _loop_budget(row: Row, table: dict, tile_of: Callable[[int], dict]) -> float | None:
     """That of the table's row with the same tile at K = budgets.COLUMNS, the least where several have it; None for other tiles."""
 
+    if not row.constants["EVEN_K"]:  # x is masked, which costs instructions of its own
+        return None
+
     def tile(config: dict) -> tuple:
         return tuple(config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
 
@@ -82,13 +86,17 @@ def _ksplit_budget(row: Row) -> float | None:
 
 
 def _quantize_budget(row: Row) -> float | None:
-    return budgets.QUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" else None
+    if row.dtype != "bfloat16" or not row.constants["FULL"] or row.scheme not in budgets.QUANTIZE_ROWS:
+        return None
+    newest, before = budgets.QUANTIZE_ROWS[row.scheme]
+    return newest if RELEASE >= (3, 9) else before
 
 
 def _dequantize_budget(row: Row) -> float | None:
-    return budgets.DEQUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" else None
+    return budgets.DEQUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" and row.constants["FULL"] else None
 
 
+UNLISTED = Expected()
 EXPECTED: dict[str, Expected] = {
     # mma.sync, which needs no proxy fence between cp.async and wgmma; everything in the loop is copied ahead
     "matmul_frag": Expected(
@@ -153,7 +161,7 @@ def _programs(row: Row) -> str | None:
 
 
 def _listed(row: Row) -> str | None:
-    return None if row.kernel in EXPECTED else "the kernel has no line in tritonq/codegen/rules.py"
+    return "the kernel has no line in tritonq/codegen/rules.py" if row.expected is UNLISTED else None
 
 
 GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "listed": _listed}

@@ -101,7 +101,7 @@ def rows_config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str,
     run = run_length(scheme, dtype)
     threads = min(next_power_of_two(k // run), 32)
     steps = next((steps for steps in (8, 4, 2) if k % (steps * threads * run) == 0), min(next_power_of_two(-(-k // (threads * run))), 8))
-    return {"BLOCK_N": 32 // threads, "THREADS": threads, "BLOCK_K": steps * threads * run, "RUN": run, "num_warps": 1}
+    return {"BLOCK_N": 32 // threads, "THREADS": threads, "BLOCK_K": steps * threads * run, "PER_THREAD": run, "num_warps": 1}
 
 
 def config(k: int) -> dict[str, int]:
@@ -127,7 +127,7 @@ def dequantize_by_rows(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -
     group = columns if columns < k else 0
     if is_flat(q.scheme, n, k):
         arguments["groups"], arguments["group_rows"], n, k = 1, 1, 1, n * k
-    packed, word = q.relayout("row").packed, config["RUN"] * fmt.bits // 8
+    packed, word = q.relayout("row").packed, config["PER_THREAD"] * fmt.bits // 8
     word = min(word & -word, 4)
     if packed.data_ptr() % word or packed.storage_offset() % word:
         packed = packed.clone()

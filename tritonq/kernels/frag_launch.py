@@ -37,7 +37,10 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict
     split = 1
     while split < (8 if block_m == 8 else 4) and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
         split *= 2
-    return {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
+    chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
+    # Unasked, ptxas stops at 96 registers here and spills; 160 cost no program of a multiprocessor where shared memory admits six of them.
+    crowded = few_registers or 0 < group_constant(scheme, k) <= 32
+    return {**chosen, "maxnreg": 160} if block_m == 16 and crowded else chosen
 
 
 def gathers(m: int, scheme: Scheme) -> bool:

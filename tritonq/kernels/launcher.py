@@ -10,7 +10,7 @@ import threading
 
 import torch
 
-from .._triton import triton
+from .._triton import RELEASE, triton
 from ..errors import UnsupportedError
 
 _get_device = getattr(torch._C, "_cuda_getDevice", None)
@@ -21,7 +21,7 @@ if triton is not None:
     from triton.runtime.jit import JITFunction
 
     # Versions whose C launcher is known: 3.6 has one per signature, 3.7 to 3.9 one for all.
-    _KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
+    _KNOWN = (3, 6) <= RELEASE <= (3, 9)
     _RUNTIME = knobs.runtime
     _ENTER, _EXIT = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook  # HookChains; tools append to their calls
     _ENTER_CALLS, _EXIT_CALLS = getattr(_ENTER, "calls", True), getattr(_EXIT, "calls", True)
