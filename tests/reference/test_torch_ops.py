@@ -122,6 +122,11 @@ class Block(torch.nn.Module):
         return tritonq.matmul(h, self.up, residual=x) + tritonq.dequantize(self.up)[:, 0]
 
 
+def close(got, want):
+    """Equal but for roundings: Inductor normalizes in another order, and what cancels then differs by roundings of what there was."""
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6 * want.abs().max().item())
+
+
 def block():
     return Block(weight("nf4.g16", n=32, k=64), weight("uint4.g16", n=64, k=16))
 
@@ -139,9 +144,9 @@ def test_compile_without_a_break_and_for_any_number_of_rows(backend):
     for rows in (2, 3, 7, 40):
         x = torch.randn(rows, 64, requires_grad=True)
         torch._dynamo.mark_dynamic(x, 0)
-        torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
+        close(compiled(x), module(x))
         (got,), (want,) = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, module))
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        close(got, want)
     assert len(runs) == 1, "one graph for every number of rows"
     targets = [node.target for node in runs[0].graph.nodes]
     assert targets.count(ops.matmul) + targets.count(ops.matmul.default) == 2
