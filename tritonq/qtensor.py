@@ -173,7 +173,7 @@ class QTensor:
     def relayout(self, name: str) -> QTensor:
         """The same matrix in another layout, losslessly: ``q.relayout(name).relayout(q.layout)`` holds the same bytes as ``q``.
 
-        ``"row"`` is canonical and takes every scheme. ``"frag"`` is the order of the tensor cores for 4-bit codes; do it once, when a
+        ``"row"`` is canonical and takes every scheme. ``"frag"`` is the order of the tensor cores, ``"ksplit"`` the portable one; do it once, when a
         model is loaded. Itself when it is there already.
 
         Raises:
