@@ -15,7 +15,8 @@ from .layouts import get_layout
 from .layouts.core import Expected
 from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+# By name, as forms and files write them: "bfloat16" -> torch.bfloat16.
+NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 
@@ -173,8 +174,8 @@ class QTensor:
     def relayout(self, name: str) -> QTensor:
         """The same matrix in another layout, losslessly: ``q.relayout(name).relayout(q.layout)`` holds the same bytes as ``q``.
 
-        ``"row"`` is canonical and takes every scheme. ``"frag"`` is the order of the tensor cores, ``"ksplit"`` the portable one; do it once, when a
-        model is loaded. Itself when it is there already.
+        ``"row"`` is canonical and takes every scheme. ``"frag"`` is the order of the tensor cores, ``"ksplit"`` the portable one. Do it
+        once, when a model is loaded. Itself when it is there already.
 
         Raises:
             UnsupportedError: there is no such layout, or it cannot hold this scheme.
@@ -345,9 +346,10 @@ def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bo
     """(scheme, (N, K), dtype, layout, act_order) of ``QTensor.form``."""
     words = form.split(" ") if isinstance(form, str) else []
     sizes = words[1].split("x") if len(words) in (4, 5) else []
-    if len(sizes) != 2 or not all(size.isdecimal() for size in sizes) or words[2] not in _DTYPES or words[4:] not in ([], ["act_order"]):
+    read = len(sizes) == 2 and all(size.isdecimal() for size in sizes) and words[2] in NAMED_DTYPES and words[4:] in ([], ["act_order"])
+    if not read:
         raise InvalidProblemError(f"a form reads like 'int4.g128 4096x4096 bfloat16 row', then maybe ' act_order'; got {form!r}")
-    return Scheme.parse(words[0]), (int(sizes[0]), int(sizes[1])), _DTYPES[words[2]], words[3], len(words) == 5
+    return Scheme.parse(words[0]), (int(sizes[0]), int(sizes[1])), NAMED_DTYPES[words[2]], words[3], len(words) == 5
 
 
 def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> Expected:

@@ -15,8 +15,8 @@ from math import prod
 import torch
 
 from ..errors import CheckpointError, TritonQError
-from ..qtensor import QTensor
-from ..scheme import FLOAT_DTYPES, Scheme
+from ..qtensor import NAMED_DTYPES, QTensor
+from ..scheme import Scheme
 from .tensorfile import TensorFile, load_json, shorten
 
 FAMILY = "tritonq"
@@ -32,7 +32,6 @@ _SUFFIXES = {
     "scale_offset": "_scale_offset",
     "column_order": "_column_order",
 }
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,13 @@ class Record:
         shape, dtype = fields["shape"], fields["dtype"]
         if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
             raise CheckpointError(f"{where}: shape must be a list of at least one whole number >= 0, got {shorten(shape)}")
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise CheckpointError(f"{where}: dtype must be one of {', '.join(_DTYPES)}, got {shorten(dtype)}")
+        if not isinstance(dtype, str) or dtype not in NAMED_DTYPES:
+            raise CheckpointError(f"{where}: dtype must be one of {', '.join(NAMED_DTYPES)}, got {shorten(dtype)}")
         try:
             Scheme.parse(fields["scheme"])
         except TritonQError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        return cls(scheme=fields["scheme"], shape=tuple(shape), dtype=_DTYPES[dtype])
+        return cls(scheme=fields["scheme"], shape=tuple(shape), dtype=NAMED_DTYPES[dtype])
 
 
 def stored_names(name: str, record: Record | None) -> list[str]:

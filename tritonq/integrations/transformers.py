@@ -17,10 +17,8 @@ from ..errors import CheckpointError, UnsupportedError
 from ..nn.convert import decide, parameters_of
 from ..nn.modules import QuantLinear
 from ..ops import quantize
-from ..qtensor import QTensor, expected_flat
-from ..scheme import FLOAT_DTYPES, Scheme
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
+from ..scheme import Scheme
 
 
 @register_quantization_config(FAMILY)
@@ -40,8 +38,8 @@ class TritonQConfig(QuantizationConfigMixin):
                  kept: list[str] | None = None, dtype: str | None = None, format_version: int = FORMAT_VERSION, **kwargs):  # fmt: skip
         if format_version != FORMAT_VERSION:
             raise CheckpointError(f"quantization_config: format_version {format_version!r} is unknown (known: {FORMAT_VERSION})")
-        if dtype is not None and dtype not in _DTYPES:
-            raise CheckpointError(f"quantization_config: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        if dtype is not None and dtype not in NAMED_DTYPES:
+            raise CheckpointError(f"quantization_config: dtype must be one of {', '.join(NAMED_DTYPES)}, got {dtype!r}")
         self.quant_method = FAMILY
         self.scheme, self.kept, self.dtype, self.format_version = str(Scheme.parse(scheme)), kept, dtype, format_version
         self.overrides = {name: str(Scheme.parse(text)) for name, text in (overrides or {}).items()}
@@ -72,7 +70,7 @@ class TritonQQuantizer(HfQuantizer):
         head = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None
         for one in found:
             if one.is_weight and type(one.module) is torch.nn.Linear and schemes[one.name] is not None and one.module is not head:
-                dtype = one.tensor.dtype if config.dtype is None else _DTYPES[config.dtype]
+                dtype = one.tensor.dtype if config.dtype is None else NAMED_DTYPES[config.dtype]
                 model.set_submodule(one.path, _empty(one.module, Scheme.parse(schemes[one.name]), dtype))
 
     def _process_model_after_weight_loading(self, model, **kwargs):
