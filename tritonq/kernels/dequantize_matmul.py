@@ -10,6 +10,7 @@ import threading
 
 import torch
 
+from ..layouts.by_group import up
 from ..qtensor import QTensor
 from .dequantize_range import STEP, dequantize_range
 from .epilogue import epilogue
@@ -21,10 +22,6 @@ MOST_CHUNK_BYTES = 48 * MIB  # where a smaller chunk would leave multiprocessors
 SUM_BYTES = 16 * MIB  # float32 sums that wait for an epilogue, or what is left of
 MOST_WORKSPACE = 64 * MIB
 _TILE = 128  # rows and columns of a product that one multiprocessor takes at a time
-
-
-def up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _pitch(k: int) -> int:
