@@ -35,6 +35,7 @@ FLOORS = {
     "tritonq.nf4_quantizer": 6,
     "tritonq.checkpoints": 6,
     "tritonq.planner": 6,
+    "tritonq.bench": 6,
     "tritonq.integrations": 7,
     "tritonq.distributed": 7,
     "tritonq.cli": 7,
