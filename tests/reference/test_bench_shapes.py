@@ -24,8 +24,9 @@ def test_a_file_of_shapes(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"experts": [1408, 2048]}')
     assert shapes(f"{file},8x8") == [Shape("experts", 1408, 2048), Shape("8x8", 8, 8)]
-    for content, said in (("[]", "must hold"), ("{}", "at least one"), ('{"a": [1]}', r"'a' must be \[N, K\]"), ('{"a": [1, true]}', "integers"),
-                          ('{"a": [0, 4]}', "at least 1"), ("{", "Expecting")):  # fmt: skip
+    bad = {"[]": "must hold", "{}": "at least one", '{"a": [1]}': r"'a' must be \[N, K\]", '{"a": [1, true]}': "integers",
+           '{"a": [0, 4]}': "at least 1", "{": "Expecting"}  # fmt: skip
+    for content, said in bad.items():
         file.write_text(content)
         with pytest.raises(InvalidProblemError, match=said) as error:
             shapes(str(file))

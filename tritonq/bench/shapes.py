@@ -50,8 +50,11 @@ def shapes(text: str) -> list[Shape]:
         >>> shapes("llama3-8b.down,64x128")
         [Shape(name='llama3-8b.down', n=4096, k=14336), Shape(name='64x128', n=64, k=128)]
     """
-    found = [shape for part in text.split(",") for shape in _one(part.strip())]
-    return list({(shape.n, shape.k): shape for shape in reversed(found)}.values())[::-1]
+    found: dict[tuple[int, int], Shape] = {}
+    for part in text.split(","):
+        for shape in _one(part.strip()):
+            found.setdefault((shape.n, shape.k), shape)
+    return list(found.values())
 
 
 def _one(part: str) -> list[Shape]:
