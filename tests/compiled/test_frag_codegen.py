@@ -20,7 +20,7 @@ def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
     with survey.launches(arch) as rows:
         x = torch.zeros(m, K, dtype=dtype)
         kernels.bind(x, q, None, None, None, config, (m, N)).run(x, q, None, None)
-    ((name, report, _),) = rows
+    ((name, report, *_),) = rows
     assert name == "matmul_frag"
     return report, config
 

@@ -130,7 +130,7 @@ def test_decoding_reads_and_writes_16_bytes_at_a_time(scheme, budget):
     q = reference.quantize(torch.zeros(128, 4096, dtype=half), Scheme.parse(scheme)).relayout("frag")
     with survey.launches(90) as rows:
         dequantize_range(q, torch.empty(128, 4096, dtype=bf16))
-    ((name, report, constants),) = rows
+    ((name, report, constants, _),) = rows
     assert name == "dequantize_range_tiles" and report.spills == 0 and set(report.global_stores) == {128}
     bits = frag_codes.planes(q.scheme.format)[0].bits
     assert report.global_loads.count(128) * 128 * 32 * report.num_warps >= constants["BLOCK_N"] * constants["BLOCK_K"] * bits
@@ -144,6 +144,6 @@ def test_matmul_dx_uses_the_tensor_cores_and_spills_nothing(scheme, layout, dtyp
     dy = torch.zeros(m, 4096, dtype=dtype)
     with survey.launches(90) as rows:
         forced(MatmulBackwardDesc.of(dy, q), "matmul_dx").run(dy, q)
-    ((name, report, _),) = rows
+    ((name, report, *_),) = rows
     kinds = report.histogram(in_loop=True)
     assert name == "matmul_dx_tiles" and report.spills == 0 and (kinds["HMMA"] or kinds["HGMMA"])

@@ -27,7 +27,7 @@ newest = pytest.mark.skipif(not triton.__version__.startswith(NUMBERS), reason=f
 
 
 def launched(scheme, dtype, arch, shape=(4096, 14336)):
-    """(name, report, constants) of quantize, dequantize and matmul."""
+    """(name, report, constants, grid) of quantize, dequantize and matmul."""
     with survey.launches(arch) as rows:
         q = tritonq.quantize(torch.empty(shape, dtype=dtype), scheme)
         q.dequantize()
@@ -37,7 +37,7 @@ def launched(scheme, dtype, arch, shape=(4096, 14336)):
 
 @pytest.mark.parametrize("scheme, arch, dtype", CASES, ids=str)
 def test_kernels_of_a_scheme(scheme, arch, dtype):
-    for name, report, constants in launched(scheme, dtype, arch):
+    for name, report, constants, _ in launched(scheme, dtype, arch):
         assert report.spills == 0, (name, report.spills)
         if name != "range_partials":
             assert re.search(r"\.entry (\w+)", report.ptx)[1] == f"{name.split('_')[0]}_{str(Scheme.parse(scheme)).replace('.', '_')}"
@@ -65,7 +65,7 @@ from tests.support import survey
 for scheme in ("int4", "nf4", "mxfp4", "uint4.fz"):
     with survey.launches("gfx942") as rows:
         tritonq.quantize(torch.empty(64, 1024, dtype=torch.bfloat16), scheme).dequantize()
-    for name, report, _ in rows:
+    for name, report, *_ in rows:
         assert report.spills == 0 and "global_load_dwordx4" in report.amdgcn or name != "quantize_rows", name
     print(scheme, len(rows))
 """

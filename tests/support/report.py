@@ -40,7 +40,7 @@ def measured(scheme: str) -> list[Row]:
         Row(scheme=scheme, kernel=name, floor=2.0 + (0 if name == "range_partials" else stored),
             instructions=survey.per_element(report, constants), registers=report.registers, shared=report.shared, spills=report.spills,
             loads=tuple(sorted(set(report.global_loads))), stores=tuple(sorted(set(report.global_stores))))
-        for name, report, constants in launches
+        for name, report, constants, _ in launches
     ]  # fmt: skip
 
 

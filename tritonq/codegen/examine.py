@@ -1,7 +1,7 @@
 """Floor 5. From a problem to what the compiler makes of the kernel that ``select`` chooses for it. No tensor of that size holds data."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from ..errors import InvalidProblemError
 from ..layouts import get_layout
 from ..plans.core import PlanPreference, dtype_name
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
+from ..plans.registry import Config, KernelEntry
 from ..plans.select import select
 from ..qtensor import QTensor
 from . import budgets
@@ -30,6 +31,7 @@ class Row:
     report: Report
     constants: dict = field(repr=False)
     expected: Expected
+    grid: tuple[int, ...] = ()
 
     @property
     def arch(self) -> int | str:
@@ -156,9 +158,10 @@ def elements(constants: dict) -> int:
 def rows_of(desc: Desc, found: list[Launch], expected: Mapping[str, Expected] = EXPECTED) -> list[Row]:
     """The launches that ``desc`` led to as rows, each held to its kernel's line in ``expected``."""
     return [
-        Row(desc=desc, kernel=name, report=report, constants=constants, expected=expected.get(name, UNLISTED))
-        for name, report, constants in found
-    ]
+        Row(desc=desc, kernel=one.kernel, report=one.report, constants=one.constants, grid=one.grid,
+            expected=expected.get(one.kernel, UNLISTED))
+        for one in found
+    ]  # fmt: skip
 
 
 def examine(desc: Desc, pref: PlanPreference | None = None) -> list[Row]:
@@ -177,15 +180,25 @@ def examine(desc: Desc, pref: PlanPreference | None = None) -> list[Row]:
         desc = QuantizeDesc(n=4096, k=4096, dtype=torch.bfloat16, scheme=Scheme.parse("int4"), target=target)
         [(row.kernel, row.registers, row.per_weight, row.violations()) for row in examine(desc)]
     """
+    plan = select(desc, pref)
+    return examine_config(desc, plan.kernel, plan.config)
+
+
+def examine_config(desc: Desc, kernel: KernelEntry, config: Config, known: MutableMapping | None = None) -> list[Row]:
+    """The same of a given kernel and config; ``known`` as :func:`launches` takes it.
+
+    Raises:
+        InvalidProblemError: the target is no GPU, or the problem is empty, so that no kernel would run.
+        UnsupportedError: Triton is missing or interprets.
+    """
     if desc.target.arch is None or desc.target.backend != "triton":
         raise InvalidProblemError(f"code is generated for a GPU, the target is {desc.target}; name one such as sm_90")
-    plan = select(desc, pref)
     tensors = _stand_ins(desc)
-    with launches(desc.target.arch) as found:
+    with launches(desc.target.arch, known) as found:
         if isinstance(desc, MatmulDesc):
-            plan.kernel.product(desc, plan.config, *tensors, (desc.m, desc.features)).run(*tensors)
+            kernel.product(desc, config, *tensors, (desc.m, desc.features)).run(*tensors)
         else:
-            plan.kernel.launch(desc, plan.config, None, *tensors)
+            kernel.launch(desc, config, None, *tensors)
     if not found:
         raise InvalidProblemError(f"{desc} launches no kernel: the result is empty")
     return rows_of(desc, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, MutableMapping
 from typing import NamedTuple
 
 import torch
@@ -32,11 +32,12 @@ _DIVISIBLE = [["tt.divisibility", 16]]
 
 
 class Launch(NamedTuple):
-    """One launch that would have happened: the kernel's name, the compiler's report, compile-time arguments and launch options."""
+    """One launch that would have happened: kernel, the compiler's report, compile-time arguments and launch options, grid."""
 
     kernel: str
     report: Report
     constants: dict
+    grid: tuple[int, ...]
 
 
 @dataclasses.dataclass
@@ -47,6 +48,10 @@ class Specialisation:
     constexprs: dict
     attrs: dict
     values: list
+
+    def key(self) -> Hashable:
+        """Equal for two launches of one kernel that run the same machine code."""
+        return tuple(self.signature.items()), tuple(self.constexprs.items()), tuple(self.attrs)
 
 
 def _integer_type(value: int) -> str:
@@ -84,20 +89,28 @@ def specialise(kernel, arguments: dict) -> Specialisation:
     return spec
 
 
-def compile_launch(kernel, arch: int | str, *args, **kwargs) -> Launch:
-    """``kernel[grid](*args, **kwargs)`` up to the launch."""
+def compile_launch(kernel, arch: int | str, *args, grid: tuple[int, ...] = (1,), known: MutableMapping | None = None, **kwargs) -> Launch:
+    """``kernel[grid](*args, **kwargs)`` up to the launch; machine code that ``known`` holds is taken from there, other code put there."""
     options = {k: kwargs.pop(k) for k in list(kwargs) if k not in kernel.arg_names}
     bound = inspect.signature(kernel.fn).bind(*args, **kwargs)
     bound.apply_defaults()
     spec = specialise(kernel, dict(bound.arguments))
-    compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, arch, options)
-    report = report_of(compiled, arch, spec.signature)
-    return Launch(kernel=kernel.__name__, report=report, constants={**spec.constexprs, **options})
+    key = (kernel.__name__, arch, tuple(sorted(options.items())), spec.key())
+    report = None if known is None else known.get(key)
+    if report is None:
+        compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, arch, options)
+        report = report_of(compiled, arch, spec.signature)
+        if known is not None:
+            known[key] = report
+    return Launch(kernel=kernel.__name__, report=report, constants={**spec.constexprs, **options}, grid=grid)
 
 
 @contextlib.contextmanager
-def launches(arch: int | str = 90) -> Iterator[list[Launch]]:
-    """Collects every launch inside the block, compiled for ``arch``. Results are uninitialised, and no thread may launch meanwhile."""
+def launches(arch: int | str = 90, known: MutableMapping | None = None) -> Iterator[list[Launch]]:
+    """Collects every launch inside the block, compiled for ``arch``. Results are uninitialised, and no thread may launch meanwhile.
+
+    ``known``: reports of earlier blocks (a dict, empty at first), so that launches that differ in sizes alone are compiled once.
+    """
     require_triton()
     from triton.runtime.jit import JITFunction
 
@@ -106,7 +119,7 @@ def launches(arch: int | str = 90) -> Iterator[list[Launch]]:
     found: list[Launch] = []
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        found.append(compile_launch(self, arch, *args, **kwargs))
+        found.append(compile_launch(self, arch, *args, grid=tuple(grid), known=known, **kwargs))
 
     real, JITFunction.run = JITFunction.run, compile_only
     multiply, dequantize_matmul.product = dequantize_matmul.product, lambda a, b, out: None

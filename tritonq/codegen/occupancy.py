@@ -22,3 +22,18 @@ def programs_per_multiprocessor(arch: int | str, *, registers: int, shared: int,
     per_warp = -(-32 * max(registers, 1) // 256) * 256
     by_registers = _BANKS * (_BANK_REGISTERS // per_warp) // num_warps
     return min(by_registers, kib * 1024 // (shared + 1024), threads // (32 * num_warps), programs)
+
+
+# A compute unit of CDNA 3 has four SIMDs, each with 512 vector registers per lane in units of 8 and places for 8 waves of 64 lanes, and
+# 64 KiB of local data share for all ("AMD Instinct MI300 Instruction Set Architecture"). Triton's num_warps counts waves.
+_SIMDS, _VECTOR_REGISTERS, _WAVES, _LDS = 4, 512, 8, 64 * 1024
+
+
+def programs_per_compute_unit(*, registers: int, shared: int, num_warps: int) -> int:
+    """The same of gfx942.
+
+    >>> programs_per_compute_unit(registers=128, shared=16384, num_warps=2)
+    4
+    """
+    waves = _SIMDS * min(_WAVES, _VECTOR_REGISTERS // (-(-max(registers, 1) // 8) * 8))
+    return min(waves // num_warps, _LDS // shared if shared else waves)
