@@ -68,7 +68,7 @@ docs: $(VENV)/.test
 	$(PY) docs/generate.py
 
 bench-cpu: $(VENV)/.test
-	$(PY) benchmarks/cpu.py
+	$(VENV)/bin/tritonq bench cpu cpu-memory --json benchmarks/results/cpu.json
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .ruff_cache .hypothesis

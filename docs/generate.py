@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import functools
 import importlib
 import io
 import math
@@ -20,7 +19,10 @@ import sys
 
 import torch
 
-from tritonq import cli, quantize, reference
+from tritonq import cli, quantize
+from tritonq.bench import cpu
+from tritonq.bench.quality import sqnr
+from tritonq.bench.results import Results
 from tritonq.formats import FORMATS, SCALE_FORMATS, Format, ScaleFormat
 from tritonq.scheme import ALIASES, OPTIONS, PRESETS, Scheme, scheme_names
 
@@ -83,21 +85,6 @@ def worst_error(scheme: Scheme) -> float:
             rounding = max((half for middle, half in gaps if middle <= reach), default=0.0)
             worst = max(worst, rounding / reach, (reach - float(side[-1])) / reach)
     return worst
-
-
-def normal_sample(rows: int = 256, columns: int = 1024) -> torch.Tensor:
-    """Quantiles of a unit normal in a fixed random order: the same numbers on every machine."""
-    count = rows * columns
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return torch.special.ndtri((order.double() + 0.5) / count).float().view(rows, columns)
-
-
-@functools.cache
-def sqnr(scheme: Scheme) -> float:
-    """Signal to quantization noise of normally distributed weights, in dB."""
-    x = normal_sample()
-    error = x.double() - reference.dequantize(reference.quantize(x, scheme), torch.float64)
-    return 10 * math.log10(float(x.double().square().sum() / error.square().sum()))
 
 
 def levels_text(fmt: Format) -> str:
@@ -236,11 +223,8 @@ def evidence_table() -> str:
 
 
 def cpu_table() -> str:
-    """benchmarks/results/cpu.md without its title, or a line that says there is none."""
-    path = ROOT / "benchmarks" / "results" / "cpu.md"
-    if not path.is_file():
-        return "No measurement has been committed yet; `make bench-cpu` makes one."
-    return path.read_text(encoding="utf-8").split("\n", 1)[1].strip()
+    """The rows of benchmarks/results/cpu.json."""
+    return cpu.markdown(Results.read(ROOT / "benchmarks" / "results" / "cpu.json"))
 
 
 COMMANDS = (

@@ -112,7 +112,7 @@ def test_the_compiler_is_imported_only_when_asked():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["", "demo", "formats", "quantize", "inspect", "verify", "plan", "explain"])
+@pytest.mark.parametrize("command", ["", "demo", "formats", "quantize", "inspect", "verify", "plan", "explain", "bench"])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args([*command.split(), "--help"])

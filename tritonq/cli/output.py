@@ -61,12 +61,17 @@ def quality_table(title: str, rows: list[dict]) -> None:
 
 
 @contextmanager
-def progress(title: str, *, show: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or the output is no terminal."""
-    if not (show and sys.stdout.isatty() and sys.stderr.isatty()):
+def progress(title: str, *, show: bool, with_pipes: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or the output is no terminal.
+
+    ``with_pipes``: also where stdout goes elsewhere, which then holds nothing of the bar.
+    """
+    piped = not sys.stdout.isatty()
+    if not (show and sys.stderr.isatty() and (with_pipes or not piped)):
         yield lambda *_: None
         return
     texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[name]}")]
-    with Progress(texts[0], BarColumn(), texts[1], TimeRemainingColumn(), texts[2], console=Console(stderr=True), transient=True) as bar:
+    columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn(), texts[2])
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=not piped) as bar:
         task = bar.add_task(title, total=None, name="")
         yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name.replace("[", "\\["))

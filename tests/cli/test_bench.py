@@ -1,0 +1,77 @@
+"""``tritonq bench`` on the CPU path: every suite runs to its end, a wrong result fails, what cannot be is refused."""
+import json
+
+import pytest
+import torch
+
+from tritonq.bench import check
+from tritonq.bench.results import Results
+from tritonq.bench.suites import SUITES
+from tritonq.cli import main
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+TINY = ["--device", "cpu", "--shapes", "64x256,32x128", "--m", "1,3", "--replays", "2", "--no-peers"]
+SMALL = {"end-to-end": ["--m", "1", "--schemes", "int4.g128"], "decode": ["--m", "1", "--schemes", "nf4.g64", "--shapes", "32x128"],
+         "launch": ["--m", "1", "--schemes", "nf4.g64"], "quality": ["--schemes", "int8,nf4"], "cpu-memory": ["--schemes", "nf4"],
+         "cpu": ["--shapes", "256x512", "--schemes", "nf4.g64"]}  # fmt: skip
+NO_GPU = [name for name, suite in SUITES.items() if not suite.needs_gpu]
+
+
+@pytest.mark.parametrize("suite", [name for name in SUITES if name != "minilm"])
+def test_every_suite(suite, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    status = main(["bench", suite, *TINY, *SMALL.get(suite, []), "--json", str(file)])
+    printed, results = capsys.readouterr(), Results.read(file)
+    # the CPU's limits are for large matrices; nothing may be wrong
+    limits = [row for row in results.faults if suite in ("cpu", "cpu-memory") and ", at most " in row.fault]
+    assert results.faults == limits and status == bool(limits), printed
+    assert results.rows and {row.suite for row in results.rows} == {suite} and {row.source for row in results.rows} == {"cpu"}
+    ours = [row for row in results.rows if row.name == "tritonq"]
+    assert ours and all(row.us or row.figures for row in ours) and all(row.command.startswith(f"tritonq bench {suite}") for row in ours)
+    assert len(printed.out.splitlines()) >= len(results.rows)
+    assert ("NO RESULT" in printed.err) == (suite not in NO_GPU)
+    if suite in ("matmul", "w8a8", "backward"):
+        assert {(row.n, row.m) for row in ours} == {(n, m) for n in (64, 32) for m in (1, 3)}
+        assert all(row.of_floor and row.speedup["torch bf16"] and row.sku for row in ours)
+
+
+def test_json_on_stdout_is_alone(capsys):
+    assert main(["bench", "matmul", *TINY, "--schemes", "int8", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    results = Results.parse(json.loads(printed.out))
+    assert len(results.rows) == 8 and results.about["arguments"].startswith("tritonq bench matmul --shapes 64x256,32x128")
+
+
+def test_a_wrong_kernel_prints_incorrect_and_fails(monkeypatch, capsys):
+    decoded = check.decoded_rows
+    monkeypatch.setattr(check, "decoded_rows", lambda q, rows: (lambda part, w: (part, 2 * w))(*decoded(q, rows)))
+    assert main(["bench", "matmul", *TINY, "--schemes", "int4.g128"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if " tritonq " in line]
+    assert len(lines) == 4 and all("incorrect by" in line and " us " not in line for line in lines)
+
+
+def test_minutes_leave_out_and_say_so(capsys):
+    assert main(["bench", "matmul", *TINY, "--minutes", "1e-12"]) == 0
+    printed = capsys.readouterr()
+    assert "left out, 1e-12 minutes are over: matmul 64x256" in printed.err and " tritonq " not in printed.out
+
+
+def test_it_names_suites_and_shapes(cli):
+    out = cli("bench", "--list").out
+    assert all(f" {name} " in out for name in SUITES) and "llama3-70b.lm_head" in out and "qwen3-32b.o" in out
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["matmul"], "needs a CUDA or HIP device"),
+    (["speed", "--device", "cpu"], "unknown suite 'speed'; known: matmul"),
+    (["--device", "cpu", "--shapes", "big"], "unknown shape 'big'"),
+    (["--device", "cpu", "--schemes", "int5"], "int5"),
+    (["--device", "cpu", "--m", "1,0"], "--m takes whole numbers"),
+    (["--device", "cpu", "--replays", "0"], "--replays"),
+    (["--device", "cpu", "--minutes", "-1"], "minutes"),
+    (["--device", "cpu", "--json", "benchmarks/results/rows.json"], "no results and are not written into benchmarks/results"),
+    (["--from", "missing.json"], "missing.json"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(arguments, said, cli):
+    outcome = cli("bench", *arguments)
+    assert outcome.status == 2 and said in outcome.err

@@ -1,0 +1,57 @@
+"""Runs suites: case after case until the time is over, each problem's rows handed on as soon as they are there."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from .machine import state
+from .results import Results, Row
+from .suite import Bench, Suite
+from .timing import first_line
+
+
+def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | None = None,
+        show: Callable[[Row], None] = lambda row: None, save: Callable[[], None] = lambda: None,
+        progress: Callable[[int, int, str], None] = lambda done, total, name: None) -> list[str]:  # fmt: skip
+    """Fill ``results``; returns what was left out because ``minutes`` were over.
+
+    A case that raises becomes a row with a fault and the next one follows: a run on a rented GPU must not end at its first problem.
+    """
+    until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    device = work[0][1].device if work else torch.device("cpu")
+    cases = [(suite, case) for suite, bench in work for case in suite.cases(bench)]
+    total, done, left_out = sum(case.steps for _, case in cases), 0, []
+    for suite, case in cases:
+        title, steps = f"{suite.name} {case.title}", 0
+        if time.monotonic() > until:
+            left_out.append(title)
+            done += case.steps
+            continue
+        progress(done, total, title)
+        rows = case.run()
+        try:
+            for found in rows:
+                steps += 1
+                results.rows += found
+                results.about["after"] = state(device)
+                for row in found:
+                    show(row)
+                save()
+                progress(done + steps, total, title)
+                if time.monotonic() > until and steps < case.steps:
+                    left_out.append(f"{title}, {case.steps - steps} of {case.steps} problems")
+                    break
+        except Exception as error:
+            source = "gpu" if device.type == "cuda" else "cpu"
+            row = Row(suite=suite.name, op=case.title, name="tritonq", source=source, fault=f"failed: {first_line(error)}")
+            results.rows.append(row)
+            show(row)
+            save()
+        finally:
+            rows.close()  # drops its weights before the next case makes its own
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        done += case.steps
+    return left_out
