@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tritonq"
 FLOORS = {
     "tritonq.act_order": 0,
     "tritonq.errors": 0,
+    "tritonq.files": 0,
     "tritonq._triton": 0,
     "tritonq._version": 0,
     "tritonq.backend": 0,

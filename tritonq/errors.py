@@ -24,3 +24,7 @@ class WorkspaceTooSmallError(TritonQError):
 
 class CheckpointError(TritonQError, ValueError):
     """A file or folder of tensors is malformed, truncated, or not what its header says."""
+
+
+class ConfigFileError(TritonQError, ValueError):
+    """A file of tuned configs is malformed, or not for what its head and its place say; the text names file and line."""

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import PARTIAL
 from .rules import Rules
 from .source import INDEX_SUFFIX, JOURNAL, REPORT, Source
 from .tensorfile import open_file, read_json
-from .writer import PARTIAL, write_json
+from .writer import write_json
 
 try:
     import fcntl

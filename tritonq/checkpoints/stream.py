@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import write_atomic
 from ..ops import quantize
 from .journal import Journal, identity, locked
 from .native import MANIFEST, METADATA_KEY, Record, header_metadata, manifest, quantization_config, stored_names, to_tensors
@@ -18,7 +19,7 @@ from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
 from .source import Source, open_source
 from .tensorfile import DTYPES, Entry, TensorFile, checked_path
-from .writer import FileWriter, write_atomic, write_json
+from .writer import FileWriter, write_json
 
 Progress = Callable[[int, int, str], None]
 

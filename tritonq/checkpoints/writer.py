@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from ..files import PARTIAL, sync, sync_folder, write_atomic
 from .tensorfile import DTYPE_NAMES
 
-PARTIAL = ".partial"  # suffix of a file that is being written
 _WRITE = 1 << 26
 
 
@@ -88,7 +88,7 @@ class FileWriter:
         prefix = struct.pack("<Q", len(text))
         self._file.seek(0)
         self._file.write(prefix + text)
-        _sync(self._file)
+        sync(self._file)
         self._file.close()
         os.replace(self.partial, self.path)
         sync_folder(self.path.parent)
@@ -103,33 +103,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         return writer.finish()
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        _sync(file)
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
 def write_json(path: Path, value) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` last through a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _dump(value) -> bytes:

@@ -11,8 +11,9 @@ from ..errors import InvalidProblemError
 from ..layouts import get_layout
 from ..plans.core import PlanPreference, dtype_name
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
-from ..plans.registry import Config, KernelEntry
+from ..plans.registry import KernelEntry
 from ..plans.select import select
+from ..plans.space import Config
 from ..qtensor import QTensor
 from . import budgets
 from .compiler import Report

@@ -7,11 +7,14 @@ from ..kernels import frag_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
-from ..layouts import LAYOUTS, frag_codes
+from ..layouts import LAYOUTS, frag, frag_codes
 from ..layouts.byte_planes import byte_planes
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
+from .matmul_rules import fence_ok, splits_ok
 from .registry import KernelEntry
+from .space import Config, among, around
+from .space import space as configs
 
 MIN_ARCH = 80
 # Offsets into scales are 32-bit, and those into one row of tiles.
@@ -42,21 +45,47 @@ def can_implement(desc: MatmulDesc) -> Status:
     return OK
 
 
-def config(desc: MatmulDesc) -> dict[str, int]:
+def config(desc: MatmulDesc) -> Config:
     return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target))
 
 
-def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
+_FIELDS = {"BLOCK_M": (8, 16, 32, 64), "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "SPLIT_K": (1, 2, 4, 8, 16), "STAGES": range(1, 8),
+           "num_warps": (2, 4)}  # fmt: skip
+_OPTIONAL = {"maxnreg": (96, 128, 160, 192, 224)}
+
+
+def config_ok(desc: MatmulDesc, config: Config) -> Status:
+    """Tiles of whole steps of the layout, splits that each have one, and no wgmma on what a Triton before 3.9 copies asynchronously."""
+    if not (status := among(config, _FIELDS, _OPTIONAL)):
+        return status
+    step, wide = frag_codes.k_multiple(desc.scheme.format), frag.wide(desc.scheme, (desc.n, desc.k))
+    if config["BLOCK_K"] % step or wide % config["BLOCK_K"]:
+        return Status(f"BLOCK_K={config['BLOCK_K']} must be a multiple of {step} that divides the {wide} columns of the layout")
+    if desc.activation in GATED and config["BLOCK_N"] != 2 * kernels.GATED_ROWS:
+        return Status(f"BLOCK_N must be {2 * kernels.GATED_ROWS} with {desc.activation}, got {config['BLOCK_N']}")
+    return splits_ok(desc, config, wide // config["BLOCK_K"]) and fence_ok(desc.target, config)
+
+
+def space(desc: MatmulDesc) -> list[Config]:
+    first = config(desc)
+    rows = [size for size in _FIELDS["BLOCK_M"] if size <= max(8, 2 * desc.m)][-2:]
+    return configs(first, {
+        "BLOCK_M": rows, "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "num_warps": (2, 4), "STAGES": (1, 3, 4),
+        "SPLIT_K": around(first["SPLIT_K"]),
+    }, lambda config: config_ok(desc, config))  # fmt: skip
+
+
+def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
     """Every product of two 16-bit numbers is exact in float32. What is rounded:
 
     - a level of a code book, once, to x's dtype (integers less their zero point are exact), and the division by the book's factor;
     - sums inside a dot, over the dots of a row and over the splits: a tensor core may truncate, which costs a whole ulp, 2**-23;
     - the multiplication of each dot by its scale, and for nvfp4 that of the sum by the scale of the matrix.
     """
-    fmt, chosen = desc.scheme.format, config(desc)
+    fmt = desc.scheme.format
     level = byte_planes(fmt, desc.dtype).error if frag_codes.is_book(fmt) else 0.0
-    columns = kernels.dot_columns(desc.k, desc.scheme, chosen)
-    sums = min(columns, desc.k) + 2 * -(-desc.k // columns) + chosen["SPLIT_K"]
+    columns = kernels.dot_columns(desc.k, desc.scheme, config)
+    sums = min(columns, desc.k) + 2 * -(-desc.k // columns) + config["SPLIT_K"]
     terms = (sums + 4 + 2 * (desc.scheme.recipe == "nv")) * 2.0**-23
     out = torch.finfo(desc.dtype)
     relative = (1 + level) / (1 - min(terms, 0.5)) - 1
@@ -64,12 +93,13 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
                               output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
 
 
-def bind(desc: MatmulDesc, config: dict[str, int], x, q, bias, residual, shape) -> BoundMatmul:
+def bind(desc: MatmulDesc, config: Config, x, q, bias, residual, shape) -> BoundMatmul:
     return kernels.bind(x, q, bias, residual, desc.activation, config, shape)
 
 
 MATMUL_FRAG = KernelEntry(
-    op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, bind=bind,
+    op="matmul", name="matmul_frag", revision=1, can_implement=can_implement, config=config, space=space,
+    config_ok=config_ok, guarantee=guarantee, bind=bind,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
     act_order=lambda desc: kernels.gathers(desc.m, desc.scheme),
 )  # fmt: skip

@@ -8,10 +8,13 @@ from ..kernels.bound import BoundMatmul
 from ..kernels.ksplit_codes import codec
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
-from ..layouts import LAYOUTS
+from ..layouts import LAYOUTS, ksplit
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
+from .matmul_rules import fence_ok, splits_ok
 from .registry import KernelEntry
+from .space import Config, among, around
+from .space import space as configs
 
 MIN_ARCH = 80
 _SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
@@ -34,12 +37,33 @@ def can_implement(desc: MatmulDesc) -> Status:
     return OK
 
 
-def config(desc: MatmulDesc) -> dict[str, int]:
+def config(desc: MatmulDesc) -> Config:
     hip = isinstance(desc.target.arch, str)
     return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target), hip)
 
 
-def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
+_FIELDS = {"BLOCK_M": (8, 16, 32, 64), "BLOCK_N": (32, 64, 128), "BLOCK_K": (ksplit.BLOCK,), "SPLIT_K": (1, 2, 4, 8, 16),
+           "STAGES": range(1, 6), "num_warps": (1, 2, 4, 8)}  # fmt: skip
+
+
+def config_ok(desc: MatmulDesc, config: Config) -> Status:
+    """Splits that each have a block of columns; 16 rows of x on AMD; no wgmma on what a Triton before 3.9 copies asynchronously."""
+    if not (status := among(config, _FIELDS)):
+        return status
+    if isinstance(desc.target.arch, str) and config["BLOCK_M"] < 16:
+        return Status(f"BLOCK_M must be 16 or more on AMD, whose matrix instructions take 16 rows, got {config['BLOCK_M']}")
+    return splits_ok(desc, config, -(-desc.k // ksplit.BLOCK)) and fence_ok(desc.target, config)
+
+
+def space(desc: MatmulDesc) -> list[Config]:
+    first = config(desc)
+    rows = [size for size in _FIELDS["BLOCK_M"] if size <= max(first["BLOCK_M"], 2 * desc.m)][-2:]
+    return configs(first, {
+        "BLOCK_M": rows, "BLOCK_N": _FIELDS["BLOCK_N"], "num_warps": (1, 2, 4), "STAGES": (1, 2, 3), "SPLIT_K": around(first["SPLIT_K"]),
+    }, lambda config: config_ok(desc, config))  # fmt: skip
+
+
+def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
     """Every product of two 16-bit numbers is exact in float32. What is rounded:
 
     - a level of a code book, once, to x's dtype; integers less their zero point and small floats are exact;
@@ -51,7 +75,7 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
     runs = -(-desc.k // columns)
     if run < 16:  # once more for each further group
         runs += -(-desc.k // desc.scheme.group_shape(1, desc.k)[1])
-    sums = min(columns, desc.k) + 2 * runs + config(desc)["SPLIT_K"]
+    sums = min(columns, desc.k) + 2 * runs + config["SPLIT_K"]
     terms = (sums + 4) * 2.0**-23
     out = torch.finfo(desc.dtype)
     relative = (1 + codec(desc.scheme.format, desc.dtype).error) / (1 - min(terms, 0.5)) - 1
@@ -59,11 +83,12 @@ def guarantee(desc: MatmulDesc) -> PrecisionGuarantee:
                               output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
 
 
-def bind(desc: MatmulDesc, config: dict[str, int], x, q, bias, residual, shape) -> BoundMatmul:
+def bind(desc: MatmulDesc, config: Config, x, q, bias, residual, shape) -> BoundMatmul:
     return kernels.bind(x, q, bias, residual, desc.activation, config, shape)
 
 
 MATMUL_KSPLIT = KernelEntry(
-    op="matmul", name="matmul_ksplit", revision=1, can_implement=can_implement, config=config, guarantee=guarantee, bind=bind,
+    op="matmul", name="matmul_ksplit", revision=1, can_implement=can_implement, config=config, space=space,
+    config_ok=config_ok, guarantee=guarantee, bind=bind,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.n, config),
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """Floor 4. Entries that decode the weight apart from the product: dequantize from any layout, large M, and the backward."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..kernels import dequantize_matmul as chunked
@@ -10,7 +12,9 @@ from ..kernels.split_k import workspace_size
 from . import frag_entry
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc
+from .matmul_rules import split_ok
 from .registry import KernelEntry, accumulated, exact
+from .space import Config, among, around, space
 
 _SHORT = (torch.float16, torch.bfloat16)
 
@@ -50,23 +54,73 @@ def _can_chunk(desc: MatmulDesc | MatmulBackwardDesc) -> Status:
     return OK
 
 
-def _forward_config(desc: MatmulDesc) -> dict[str, int]:
+def _forward_config(desc: MatmulDesc) -> Config:
     return chunked.forward_config(desc.m, desc.n, desc.k, desc.activation, desc.epilogue is not None, multiprocessors(desc.target))
 
 
-def _forward_workspace(desc: MatmulDesc, config: dict[str, int]) -> int:
+def _forward_workspace(desc: MatmulDesc, config: Config) -> int:
     return chunked.forward_workspace(desc.k, desc.activation, config)
 
 
-def _backward_config(desc: MatmulBackwardDesc) -> dict[str, int]:
+def _backward_config(desc: MatmulBackwardDesc) -> Config:
     return chunked.backward_config(desc.m, desc.n, desc.k, multiprocessors(desc.target))
 
 
-def _backward_workspace(desc: MatmulBackwardDesc, config: dict[str, int]) -> int:
+def _backward_workspace(desc: MatmulBackwardDesc, config: Config) -> int:
     return chunked.backward_workspace(desc.n, config)
 
 
-def _rounded_weight(desc: MatmulDesc | MatmulBackwardDesc) -> PrecisionGuarantee:
+_SPLITS = (1, 2, 4, 8, 16)
+_DX_FIELDS = {"BLOCK_M": (16, 32), "BLOCK_N": (32, 64, 128), "BLOCK_K": (32, 64, 128), "SPLIT_K": _SPLITS, "num_warps": (2, 4, 8)}
+
+
+def _forward_ok(desc: MatmulDesc, config: Config) -> Status:
+    fixed = {**_forward_config(desc), "CHUNK_N": config.get("CHUNK_N")}
+    return _chunk_ok("CHUNK_N", fixed, config, lambda: _forward_workspace(desc, config))
+
+
+def _backward_ok(desc: MatmulBackwardDesc, config: Config) -> Status:
+    return _chunk_ok("CHUNK_K", {"CHUNK_K": config.get("CHUNK_K")}, config, lambda: _backward_workspace(desc, config))
+
+
+def _chunk_ok(name: str, fixed: Config, config: Config, workspace: Callable[[], int]) -> Status:
+    """Chunks of whole steps that fit the workspace; how many rows wait for an epilogue is not tuned."""
+    status = among(config, {field: (value,) for field, value in fixed.items()})
+    if not status:
+        return status
+    if type(config[name]) is not int or config[name] < chunked.STEP or config[name] % chunked.STEP:
+        return Status(f"{name}={config[name]!r} must be a multiple of {chunked.STEP}")
+    if (needed := workspace()) > chunked.MOST_WORKSPACE:
+        return Status(f"{name}={config[name]} takes a workspace of {needed} bytes, {chunked.MOST_WORKSPACE} is the most")
+    return OK
+
+
+def _forward_space(desc: MatmulDesc) -> list[Config]:
+    first = _forward_config(desc)
+    return space(first, {"CHUNK_N": around(first["CHUNK_N"])}, lambda config: _forward_ok(desc, config))
+
+
+def _backward_space(desc: MatmulBackwardDesc) -> list[Config]:
+    first = _backward_config(desc)
+    return space(first, {"CHUNK_K": around(first["CHUNK_K"])}, lambda config: _backward_ok(desc, config))
+
+
+def _dx_ok(desc: MatmulBackwardDesc, config: Config) -> Status:
+    """Splits of N that each have a tile, and counters for the tiles of K."""
+    if desc.scheme.decode_dtype(desc.dtype) == torch.float64:
+        return among(config, {name: (value,) for name, value in _dx_config(desc).items()})
+    if not (status := among(config, _DX_FIELDS)):
+        return status
+    return split_ok(config["SPLIT_K"], -(-desc.n // config["BLOCK_N"]), -(-desc.k // config["BLOCK_K"]) * -(-desc.m // config["BLOCK_M"]))
+
+
+def _dx_space(desc: MatmulBackwardDesc) -> list[Config]:
+    first = _dx_config(desc)
+    return space(first, {"BLOCK_K": (64, 128), "BLOCK_N": (32, 64), "num_warps": (4, 8), "SPLIT_K": around(first["SPLIT_K"])},
+                 lambda config: _dx_ok(desc, config))  # fmt: skip
+
+
+def _rounded_weight(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> PrecisionGuarantee:
     """The weight is decoded as dequantize does and rounded once to the dtype of x (dy); every product of two such numbers is exact in
     float32. Sums: a tensor core may truncate, which costs a whole ulp, 2**-23. One cast of the result.
     """
@@ -79,15 +133,15 @@ def _rounded_weight(desc: MatmulDesc | MatmulBackwardDesc) -> PrecisionGuarantee
                               output_eps=out.eps / 2, output_tiny=tiny, weight_tiny=tiny, sums_over=over)  # fmt: skip
 
 
-def _matmul_dx_guarantee(desc: MatmulBackwardDesc) -> PrecisionGuarantee:
-    return _rounded_weight(desc) if desc.dtype in _SHORT else accumulated(desc)
+def _matmul_dx_guarantee(desc: MatmulBackwardDesc, config: Config) -> PrecisionGuarantee:
+    return (_rounded_weight if desc.dtype in _SHORT else accumulated)(desc, config)
 
 
 def _holds_frag(desc: DequantizeDesc) -> Status:
     return OK if desc.layout == "frag" else Status(f"reads layout 'frag', the matrix is in {desc.layout!r}")
 
 
-def _dx_config(desc: MatmulBackwardDesc) -> dict[str, int]:
+def _dx_config(desc: MatmulBackwardDesc) -> Config:
     return matmul_dx.config(desc.m, desc.n, desc.k, desc.scheme.decode_dtype(desc.dtype), multiprocessors(desc.target))
 
 
@@ -100,19 +154,20 @@ DEQUANTIZE_FRAG = KernelEntry(
 
 DEQUANTIZE_MATMUL = KernelEntry(
     op="matmul", name="dequantize_matmul", revision=1, can_implement=_can_chunk, prefer=_prefer, guarantee=_rounded_weight,
-    config=_forward_config, workspace_size=_forward_workspace,
+    config=_forward_config, space=_forward_space, config_ok=_forward_ok, workspace_size=_forward_workspace,
     launch=lambda desc, config, workspace, x, q, bias, residual:
         chunked.matmul(x, q, bias, desc.activation, residual, config, workspace),
 )  # fmt: skip
 
 DEQUANTIZE_MATMUL_DX = KernelEntry(
     op="matmul_backward", name="dequantize_matmul_dx", revision=1, can_implement=_can_chunk, prefer=_prefer, guarantee=_rounded_weight,
-    config=_backward_config, workspace_size=_backward_workspace,
+    config=_backward_config, space=_backward_space, config_ok=_backward_ok, workspace_size=_backward_workspace,
     launch=lambda desc, config, workspace, dy, q: chunked.matmul_backward(dy, q, config, workspace),
 )  # fmt: skip
 
 MATMUL_DX = KernelEntry(
     op="matmul_backward", name="matmul_dx", revision=1, can_implement=lambda desc: OK, guarantee=_matmul_dx_guarantee, config=_dx_config,
+    space=_dx_space, config_ok=_dx_ok,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.k, config),
     launch=lambda desc, config, workspace, dy, q: matmul_dx.matmul_dx(dy, q, config, workspace),
 )  # fmt: skip

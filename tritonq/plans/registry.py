@@ -10,8 +10,7 @@ from .. import reference
 from ..backend import current_device
 from .core import OK, PrecisionGuarantee, Status
 from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
-
-Config = dict[str, int]
+from .space import Config
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,6 +18,8 @@ class KernelEntry:
     """One implementation. ``revision`` rises when its arithmetic changes, so that a sku never names two results.
 
     ``prefer``: falsy, with the reason, where an entry further down should be taken if there is one: a crossover in M.
+    ``space``: configs that a tuner may try, the heuristic's first. ``config_ok``: the one statement of which configs this kernel takes
+    for a problem; heuristic, tuner and the files of ``autotune_configs`` are held to it.
     ``act_order``: whether it reads ``column_order`` itself; otherwise the plan gathers the columns of x for it and puts decoded columns
     back.
     """
@@ -31,9 +32,21 @@ class KernelEntry:
     bind: Callable | None = None  # of a matmul, in place of launch: see product()
     config: Callable[[Desc], Config] = lambda desc: {}
     workspace_size: Callable[[Desc, Config], int] = lambda desc, config: 0
-    guarantee: Callable[[Desc], PrecisionGuarantee]
+    space: Callable[[Desc], list[Config]] | None = None  # None: the heuristic's alone
+    config_ok: Callable[[Desc, Config], Status] | None = None  # None: the heuristic's alone
+    guarantee: Callable[[Desc, Config], PrecisionGuarantee]
     prefer: Callable[[Desc], Status] = lambda desc: OK
     act_order: Callable[[Desc], bool] = lambda desc: False
+
+    def __post_init__(self):
+        if self.space is None:
+            object.__setattr__(self, "space", lambda desc: [self.config(desc)])
+        if self.config_ok is None:
+            object.__setattr__(self, "config_ok", self._only)
+
+    def _only(self, desc: Desc, config: Config) -> Status:
+        only = self.config(desc)
+        return OK if config == only else Status(f"{self.name} is not tuned: it takes {only}, got {config}")
 
     def product(self, desc, config: Config, x, q, bias, residual, shape: tuple[int, ...]):
         """What multiplies matrices like these, into a result of ``shape``: ``run(x, q, bias, residual, workspace)`` and ``prepare``."""
@@ -57,13 +70,13 @@ class Unbound:
         """Nothing is known of what it launches."""
 
 
-def exact(desc: Desc) -> PrecisionGuarantee:
+def exact(desc: Desc, config: Config) -> PrecisionGuarantee:
     """Bit for bit the reference."""
     precision = "float64" if desc.dtype == torch.float64 else "float32"
     return PrecisionGuarantee(math_precision=precision, accumulator="none")
 
 
-def accumulated(desc: MatmulDesc | MatmulBackwardDesc) -> PrecisionGuarantee:
+def accumulated(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> PrecisionGuarantee:
     """Sums of K (backward: N) products in any order: each of K additions and the three roundings of product and decode costs half an ulp.
 
     (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1: gamma_n = n u / (1 - n u).)

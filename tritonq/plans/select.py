@@ -9,6 +9,7 @@ from ..backend import current_device
 from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
 from .bound import find
+from .configs import choose
 from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
@@ -41,7 +42,7 @@ class Plan:
 
     def precision_guarantee(self) -> PrecisionGuarantee:
         """What the result is held to."""
-        return self.kernel.guarantee(self.desc)
+        return self.kernel.guarantee(self.desc, self.config)
 
     def can_implement(self, *tensors: torch.Tensor | QTensor, **epilogue) -> Status:
         """Whether these arguments are what the plan was made for."""
@@ -138,7 +139,14 @@ def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
             rows.append((entry, Status(f"the target is {desc.target}; kernels run on a GPU or with TRITON_INTERPRET=1")))
         else:
             rows.append((entry, entry.can_implement(desc)))
-    return rows
+    return _fastest_first(desc, rows)
+
+
+def _fastest_first(desc: Desc, rows: list[tuple[KernelEntry, Status]]) -> list[tuple[KernelEntry, Status]]:
+    """Where several kernels have been measured for this very problem, those in the order of their times, each in the place of another."""
+    measured = {i: us for i, (entry, status) in enumerate(rows) if status and (us := choose(entry, desc).us)}
+    order = dict(zip(measured, sorted(measured, key=measured.get)))
+    return [rows[order.get(i, i)] for i in range(len(rows))]
 
 
 def can_implement(desc: Desc) -> Status:
@@ -172,13 +180,13 @@ def select(desc: Desc, pref: PlanPreference | None = None) -> Plan:
         if status:
             status = _meets(entry, desc, pref)
         if status:
-            return Plan(desc=desc, kernel=entry, config=entry.config(desc))
+            return Plan(desc=desc, kernel=entry, config=choose(entry, desc).config)
         reasons.append(f"{entry.name}: {status.reason}")
     raise UnsupportedError(f"no kernel for {desc}: " + "; ".join(reasons))
 
 
 def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
-    """One line per kernel: chosen, or refused and why.
+    """One line per kernel: chosen, or refused and why; and where the chosen one's config comes from.
 
     Example:
         >>> import torch, tritonq
@@ -186,28 +194,34 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
         quantize(n=2, k=64, nf4, float32, cpu-reference)
     """
     pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
-    lines, chosen = [str(desc)], False
+    lines, chosen = [str(desc)], None
     for entry, status in candidates(desc):
         if status:
             status = _meets(entry, desc, pref)
         if not status:
             lines.append(f"  {entry.name:<18} refused: {status.reason}")
-        elif chosen:
-            why = entry.prefer(desc).reason
+            continue
+        choice = choose(entry, desc)
+        if chosen:
+            both = choice.us and chosen.us
+            why = f"measured {choice.us:.1f} us, {chosen.us:.1f} above" if both else entry.prefer(desc).reason
             lines.append(f"  {entry.name:<18} possible, but {why or 'a kernel above is preferred'}")
-        else:
-            chosen = True
-            plan = Plan(desc=desc, kernel=entry, config=entry.config(desc))
-            lines.append(f"  {entry.name:<18} chosen: {plan.sku()}, workspace {plan.workspace_size()} bytes")
+            continue
+        chosen = choice
+        plan = Plan(desc=desc, kernel=entry, config=choice.config)
+        lines.append(f"  {entry.name:<18} chosen: {plan.sku()}, workspace {plan.workspace_size()} bytes")
+        if plan.config:
+            lines.append(f"  {'':<18} config: {choice.origin}")
     return "\n".join(lines)
 
 
 def _meets(entry: KernelEntry, desc: Desc, pref: PlanPreference) -> Status:
     if pref.prefer_kernel is not None and entry.name != pref.prefer_kernel:
         return Status(f"prefer_kernel={pref.prefer_kernel!r}")
-    needed = entry.workspace_size(desc, entry.config(desc))
+    config = choose(entry, desc).config
+    needed = entry.workspace_size(desc, config)
     if needed > pref.max_workspace_bytes:
         return Status(f"needs a workspace of {needed} bytes, max_workspace_bytes={pref.max_workspace_bytes}")
-    if pref.deterministic and not entry.guarantee(desc).deterministic:
+    if pref.deterministic and not entry.guarantee(desc, config).deterministic:
         return Status("its result may differ between runs; set deterministic=False to allow it")
     return Status()
