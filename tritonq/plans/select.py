@@ -14,7 +14,8 @@ from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .kernel_entries import KERNELS
-from .registry import REFERENCE, Config, KernelEntry
+from .registry import REFERENCE, KernelEntry
+from .space import Config
 
 
 @dataclass(frozen=True, kw_only=True)
