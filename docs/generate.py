@@ -2,6 +2,7 @@
 
     python docs/generate.py            write
     python docs/generate.py --check    exit status 1 where a page is stale
+    python docs/generate.py --pictures write docs/*.png from benchmarks/results too (needs matplotlib)
 
 Everything numeric is computed from the formats themselves, nothing is copied by hand.
 """
@@ -12,6 +13,7 @@ import contextlib
 import csv
 import importlib
 import io
+import json
 import math
 import pathlib
 import re
@@ -262,10 +264,28 @@ def pages() -> dict[pathlib.Path, str]:
     return {ROOT / "docs" / "formats.md": formats_page(), readme: with_sections(readme.read_text(encoding="utf-8"), sections)}
 
 
+def draw() -> list[pathlib.Path]:
+    """The pictures of README.md, from committed figures. Not compared by --check: a PNG's bytes are matplotlib's affair."""
+    from tritonq.bench import plots
+    from tritonq.bench.canvas import png
+
+    results = ROOT / "benchmarks" / "results"
+    runs = json.loads((results / "codegen.json").read_text(encoding="utf-8"))["runs"]
+    figures = {"instructions": plots.instructions(runs), "quality": plots.quality(Results.read(results / "quality.json").rows)}
+    for name, figure in figures.items():
+        png(figure, ROOT / "docs" / f"{name}.png", dpi=90)
+    return [ROOT / "docs" / f"{name}.png" for name in figures]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="write the generated pages")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a page is stale")
-    check = parser.parse_args(arguments).check
+    parser.add_argument("--pictures", action="store_true", help="draw docs/*.png again")
+    options = parser.parse_args(arguments)
+    check = options.check
+    if options.pictures:
+        for path in draw():
+            print(f"wrote: {path.relative_to(ROOT)}")
     stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if not check:
