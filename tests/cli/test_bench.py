@@ -1,36 +1,44 @@
 """``tritonq bench`` on the CPU path: every suite runs to its end, a wrong result fails, what cannot be is refused."""
 import json
+from functools import cache
 
 import pytest
 import torch
 
-from tritonq.bench import check
+from tritonq.bench import check, cold_start, suite
 from tritonq.bench.results import Results
 from tritonq.bench.suites import SUITES
 from tritonq.cli import main
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+fresh_process = cold_start.fresh
 TINY = ["--device", "cpu", "--shapes", "64x256,32x128", "--m", "1,3", "--replays", "2", "--no-peers"]
-SMALL = {"end-to-end": ["--m", "1", "--schemes", "int4.g128"], "decode": ["--m", "1", "--schemes", "nf4.g64", "--shapes", "32x128"],
-         "launch": ["--m", "1", "--schemes", "nf4.g64"], "quality": ["--schemes", "int8,nf4"], "cpu-memory": ["--schemes", "nf4"],
-         "cpu": ["--shapes", "256x512", "--schemes", "nf4.g64"]}  # fmt: skip
+SMALL = {
+    "matmul": ["--schemes", "int4.g128,nf4.g64"], "quantize": ["--schemes", "int4.g128,mxfp4"],
+    "dequantize": ["--schemes", "int4.g128,mxfp4"], "end-to-end": ["--m", "1", "--schemes", "int4.g128"],
+    "decode": ["--m", "1", "--schemes", "nf4.g64", "--shapes", "32x128"], "launch": ["--m", "1", "--schemes", "nf4.g64"],
+    "quality": ["--schemes", "int8,nf4"], "cpu": ["--shapes", "256x512", "--schemes", "nf4.g64"],
+    "cpu-memory": ["--schemes", "nf4", "--shapes", "64x256"],
+}  # fmt: skip
 NO_GPU = [name for name, suite in SUITES.items() if not suite.needs_gpu]
 
 
-@pytest.mark.parametrize("suite", [name for name in SUITES if name != "minilm"])
-def test_every_suite(suite, tmp_path, capsys):
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "minilm"])
+def test_every_suite(name, tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.json"
-    status = main(["bench", suite, *TINY, *SMALL.get(suite, []), "--json", str(file)])
+    fresh = cache(lambda scheme, device, size: fresh_process(scheme, device, tmp_path, size))  # one process for all
+    monkeypatch.setattr(cold_start, "fresh", lambda scheme, device, folder, size: fresh(scheme, device, size))
+    status = main(["bench", name, *TINY, *SMALL.get(name, []), "--json", str(file)])
     printed, results = capsys.readouterr(), Results.read(file)
     # the CPU's limits are for large matrices; nothing may be wrong
-    limits = [row for row in results.faults if suite in ("cpu", "cpu-memory") and ", at most " in row.fault]
+    limits = [row for row in results.faults if name in ("cpu", "cpu-memory") and ", at most " in row.fault]
     assert results.faults == limits and status == bool(limits), printed
-    assert results.rows and {row.suite for row in results.rows} == {suite} and {row.source for row in results.rows} == {"cpu"}
+    assert results.rows and {row.suite for row in results.rows} == {name} and {row.source for row in results.rows} == {"cpu"}
     ours = [row for row in results.rows if row.name == "tritonq"]
-    assert ours and all(row.us or row.figures for row in ours) and all(row.command.startswith(f"tritonq bench {suite}") for row in ours)
+    assert ours and all(row.us or row.figures for row in ours) and all(row.command.startswith(f"tritonq bench {name}") for row in ours)
     assert len(printed.out.splitlines()) >= len(results.rows)
-    assert ("NO RESULT" in printed.err) == (suite not in NO_GPU)
-    if suite in ("matmul", "w8a8", "backward"):
+    assert ("NO RESULT" in printed.err) == (name not in NO_GPU)
+    if name in ("matmul", "w8a8", "backward"):
         assert {(row.n, row.m) for row in ours} == {(n, m) for n in (64, 32) for m in (1, 3)}
         assert all(row.of_floor and row.speedup["torch bf16"] and row.sku for row in ours)
 
@@ -54,6 +62,20 @@ def test_minutes_leave_out_and_say_so(capsys):
     assert main(["bench", "matmul", *TINY, "--minutes", "1e-12"]) == 0
     printed = capsys.readouterr()
     assert "left out, 1e-12 minutes are over: matmul 64x256" in printed.err and " tritonq " not in printed.out
+
+
+def test_a_run_that_is_stopped_keeps_its_rows(monkeypatch, tmp_path, capsys):
+    measure, file = suite.measure, tmp_path / "rows.json"
+
+    def stopped(calls, *rest, **more):
+        if file.exists():
+            raise KeyboardInterrupt
+        return measure(calls, *rest, **more)
+
+    monkeypatch.setattr(suite, "measure", stopped)
+    assert main(["bench", "matmul", *TINY, "--schemes", "int8", "--json", str(file), "--plot", str(tmp_path / "out")]) == 0
+    assert len(Results.read(file).rows) == 2 and (tmp_path / "out" / "report.html").is_file()
+    assert "stopped after 2 rows, which are kept" in capsys.readouterr().err
 
 
 def test_it_names_suites_and_shapes(cli):

@@ -12,7 +12,6 @@ BASELINE = {run["triton"]: run["rows"] for run in json.loads((BENCHMARKS / "resu
 SAMPLE = [
     dict(op="matmul", scheme="int4.g128", dtype="bfloat16", m=1, layout="frag"),
     dict(op="matmul", scheme="nf4.g64", dtype="bfloat16", m=16, layout="frag"),
-    dict(op="matmul", scheme="int4.g128", dtype="bfloat16", m=1, layout="ksplit"),
     dict(op="quantize", scheme="int4.g128", dtype="bfloat16"),
     dict(op="dequantize", scheme="nf4.g64", dtype="bfloat16"),
 ]

@@ -18,6 +18,7 @@ from .suite import Bench, Case, Contest, Suite, library_sku, product_bytes
 def _rows(bench: Bench, shape: Shape) -> Iterator[list[Row]]:
     _, n, k = shape
     dense = bench.weights(shape)
+    judges = {scheme: quantize(dense[0], scheme) for scheme in bench.schemes}
     ours = {scheme: bench.quantized(dense, scheme, quantize) for scheme in bench.schemes}
     for m in bench.ms:
         contest = Contest(bench, "backward", "matmul_backward", shape, m, flops=2 * m * n * k)
@@ -29,7 +30,7 @@ def _rows(bench: Bench, shape: Shape) -> Iterator[list[Row]]:
             workspace = torch.empty(plan.workspace_size(), dtype=torch.uint8, device=bench.device)
             calls = [partial(plan.run, dy, q, workspace=workspace) for q in weights]
             contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k),
-                        check=partial(check.product, plan, dy, weights[0]))  # fmt: skip
+                        check=partial(check.product, plan, dy, weights[0], judges[scheme]))  # fmt: skip
         yield contest.times()
 
 

@@ -48,9 +48,9 @@ def _beyond(got: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> str:
     return f"incorrect by {float(error.max()):.3g}, {float((error / bound).max()):.3g} times its bound"
 
 
-def product(plan: Plan, x: torch.Tensor, q: QTensor) -> str:
-    """What :func:`wrong` says of ``plan.run(x, q)``."""
-    return wrong(plan.run(x, q), x, q, plan)
+def product(plan: Plan, x: torch.Tensor, q: QTensor, judge: QTensor) -> str:
+    """What :func:`wrong` says of ``plan.run(x, q)``; ``judge`` is the same weight in ``row``, which need not be turned back each time."""
+    return wrong(plan.run(x, q), x, judge, plan)
 
 
 def quantized(plan: Plan, x: torch.Tensor) -> str:
@@ -72,19 +72,23 @@ def sample(size: int, most: int, device: torch.device) -> torch.Tensor:
 
 def decoded_rows(q: QTensor, rows: torch.Tensor) -> tuple[QTensor | None, torch.Tensor]:
     """Some rows as a matrix of their own (None where rows share scales) and decoded by the reference, float64."""
-    try:
-        part = q.rows(rows) if q.column_order is None else None
-    except UnsupportedError:
-        part = None
+    part = _some_rows(q, rows)
     if part is None:
         return None, reference.dequantize(q, torch.float64)[rows]
     return part, reference.dequantize(part, torch.float64)
 
 
+def _some_rows(q: QTensor, rows: torch.Tensor) -> QTensor | None:
+    try:
+        return q.rows(rows) if q.column_order is None else None
+    except UnsupportedError:
+        return None
+
+
 def wrong_quantized(got: QTensor, x: torch.Tensor) -> str:
     """Why ``got`` is not what the reference makes of ``x``, bit for bit; "" where it is."""
     rows = sample(len(x), ROWS, x.device)
-    part, _ = decoded_rows(got, rows)
+    part = _some_rows(got, rows) if got.second_scale is None else None  # a scale of the whole tensor needs the whole tensor
     want = reference.quantize((x if part is None else x[rows]).cpu(), got.scheme)
     found = (got.relayout("row") if part is None else part).tensors()
     for name, tensor in want.tensors().items():
@@ -96,7 +100,7 @@ def wrong_quantized(got: QTensor, x: torch.Tensor) -> str:
 def wrong_decoded(got: torch.Tensor, q: QTensor) -> str:
     """Why ``got`` is not what the reference decodes, bit for bit; "" where it is."""
     rows = sample(q.shape[0], ROWS, q.device)
-    part, _ = decoded_rows(q, rows)
+    part = _some_rows(q, rows)
     want = reference.dequantize(q, got.dtype)[rows] if part is None else reference.dequantize(part, got.dtype)
     return "" if same_bytes(got[rows], want) else "incorrect: values differ from the reference"
 

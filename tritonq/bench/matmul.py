@@ -28,6 +28,7 @@ class Weights:
     def __init__(self, bench: Bench, shape: Shape):
         self.bench, self.shape = bench, shape
         self.dense = bench.weights(shape)
+        self.judges = {scheme: quantize(self.dense[0], scheme) for scheme in bench.schemes}
         self.ours = {scheme: bench.quantized(self.dense, scheme, quantize) for scheme in bench.schemes}
         self.peers: list[tuple[Peer, str, list[Product] | str]] = [
             (peer, scheme, self._make(peer, weights)) for scheme, weights in self.ours.items()
@@ -56,7 +57,7 @@ class Weights:
             workspace = torch.empty(plan.workspace_size(), dtype=torch.uint8, device=bench.device)
             calls = [partial(plan.run, x, q, workspace=workspace) for q in weights]
             contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k),
-                        check=partial(check.product, plan, x, weights[0]))  # fmt: skip
+                        check=partial(check.product, plan, x, weights[0], self.judges[scheme]))  # fmt: skip
         for peer, scheme, products in self.peers:
             self._add_peer(contest, x, peer, scheme, products)
         return contest.times()
@@ -70,7 +71,7 @@ class Weights:
 
         def distance() -> str:
             rows, features = check.sample(m, check.ROWS, x.device), check.sample(q.shape[0], check.COLUMNS, x.device)
-            _, weight = check.decoded_rows(q, features)
+            _, weight = check.decoded_rows(self.judges[scheme], features)
             return check.far(products[0](x)[rows][:, features], x[rows].double() @ weight.T, peer.distance)
 
         contest.add(peer.name, [partial(product, x) for product in products], check=distance,
@@ -78,17 +79,18 @@ class Weights:
                     note=f"differs: {peer.differs}" if peer.differs else "")  # fmt: skip
 
     def experiment(self, scheme: str, m: int) -> list[Row]:
-        """The decode kernel in every configuration of EXPERIMENT, the fastest first."""
+        """The kernel as it is chosen, and in every configuration of EXPERIMENT that it takes; the fastest first."""
         weights, (_, n, k) = self.ours[scheme], self.shape
         contest = Contest(self.bench, "decode", "matmul", self.shape, m, flops=2 * m * n * k)
         x = self.bench.randn(m, k)
         chosen = select(MatmulDesc.of(x, weights[0]))
-        for change in EXPERIMENT:
-            plan = dataclasses.replace(chosen, config=chosen.config | change)
+        changed = [chosen.config | change for change in EXPERIMENT]
+        taken = [config for config in changed if chosen.kernel.config_ok(chosen.desc, config) and config != chosen.config]
+        for plan in [chosen, *(dataclasses.replace(chosen, config=config) for config in taken)]:
             calls = [partial(plan.run, x, q) for q in weights]
             contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k),
                         optional=True,
-                        check=partial(check.product, plan, x, weights[0]))  # fmt: skip
+                        check=partial(check.product, plan, x, weights[0], self.judges[scheme]))  # fmt: skip
         return sorted(contest.times(), key=lambda row: row.us or float("inf"))
 
 

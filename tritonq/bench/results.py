@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ..errors import InvalidProblemError
+from ..files import write_atomic
 from .timing import Times
 
 SCHEMA = 1
@@ -102,9 +102,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """All rows so far, whole or not at all: a run may be stopped at any moment."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.json(), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomic(path, self.json())
 
     @classmethod
     def read(cls, path: Path | str) -> Results:

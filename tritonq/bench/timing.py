@@ -19,7 +19,8 @@ ROTATE_BYTES = 256 << 20  # at least what one round of a contender reads; an H20
 MOST_COPIES = 256  # of what is too small to fill that: its rounds stay within the L2 cache
 REPLAYS = 25
 WARMUP = 3
-REST_AFTER = 5.0  # seconds of work, after which the device rests for one: long products throttle their neighbours
+LEAST_REPLAYS, MOST_SECONDS = 7, 4.0  # long products are measured less often
+REST_AFTER = 3.0  # seconds of work, after which the device rests for one: long products throttle their neighbours
 CPU_NOTE = "wall clock of a CPU: tries the benchmark, no result of interest"
 PROTOCOL = f"CUDA graphs over {ROTATE_BYTES >> 20} MiB, medians of {REPLAYS} interleaved replays, r1"
 
@@ -53,7 +54,7 @@ def measure(contenders: dict[str, Calls], replays: int = REPLAYS, *, device: tor
 
     Args:
         contenders: calls by name. On CUDA each must be capturable: no synchronization, no Python that depends on data.
-        replays: rounds that count, after WARMUP that do not.
+        replays: rounds that count, after WARMUP that do not; fewer, at least LEAST_REPLAYS, where they take more than MOST_SECONDS.
         device: where the calls run; None is CUDA where there is one.
         failures: where given, a contender that raises is left out and its reason stands here; otherwise the error goes to the caller.
     """
@@ -68,6 +69,8 @@ def measure(contenders: dict[str, Calls], replays: int = REPLAYS, *, device: tor
     samples: dict[str, list[float]] = {name: [] for name in rounds}
     started = time.monotonic()
     for run in range(WARMUP + replays):
+        if run >= WARMUP + LEAST_REPLAYS and time.monotonic() - started > MOST_SECONDS:
+            break
         for name, one_round in rounds.items():
             elapsed = one_round() / len(contenders[name])
             if run >= WARMUP:

@@ -85,8 +85,12 @@ def _measured(args) -> Results:
     show = (lambda row: say(line(row))) if args.json != "-" else (lambda row: None)
     if args.json != "-":
         _head(results)
-    with progress("bench", show=True, with_pipes=True) as advance:
-        left_out = run_suites(work, results, minutes=args.minutes, show=show, save=save, progress=advance)
+    left_out: list[str] = []
+    try:
+        with progress("bench", show=True, with_pipes=True) as advance:
+            left_out = run_suites(work, results, minutes=args.minutes, show=show, save=save, progress=advance)
+    except KeyboardInterrupt:
+        _tell(f"stopped after {len(results.rows)} rows, which are kept")
     for text in left_out:
         _tell(f"left out, {args.minutes:g} minutes are over: {text}")
     return results
