@@ -7,6 +7,7 @@ import torch
 import tritonq
 from tests.support.poison import check_fence, fenced
 from tests.support.schemes import same_bits
+from tests.support.shapes import FULL
 from tests.support.weights import expected, fence, weight, within
 from tritonq import MatmulDesc, Scheme, reference
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
@@ -19,7 +20,7 @@ from tritonq.plans.core import Target
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-def check(scheme, m, n, k, dtype, simulator, exact=False, **config):
+def check(scheme, m, n, k, dtype, simulator, exact=False, instruction="mma.sync", **config):
     """One product against float64: within the guarantee, or equal bit for bit where every sum is exact."""
     row = weight(scheme, n, k, dtype, seed=m + n + k, exact=exact)
     q = fence(row.relayout("frag"))
@@ -31,7 +32,7 @@ def check(scheme, m, n, k, dtype, simulator, exact=False, **config):
     plan = dataclasses.replace(plan, config=plan.config | config)
     runs = 2 if plan.config["SPLIT_K"] > 1 else 1
     results = [plan.run(x, q) for _ in range(runs)]
-    assert simulator.launches == runs and "mma.sync" in simulator.last.asm["ptx"]
+    assert simulator.launches == runs and instruction in simulator.last.asm["ptx"]
     assert all(same_bits(results[0], again) for again in results), "the same result again: counters are back at zero"
     if exact:
         want = expected(x, row).to(dtype)
@@ -126,10 +127,34 @@ RAGGED = ((1, 1, 1), (1, 64, 128), (8, 65, 129), (16, 128, 256), (17, 63, 33), (
           (5, 64, 31))  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g64", "nf4.g64", "uint4.g128.fz", "uint8.g48", "int3.g32"])
-@pytest.mark.parametrize("m, n, k", RAGGED, ids=str)
+RAGGED_SCHEMES = ("int4.g32", "uint4.g64", "nf4.g64", "uint4.g128.fz", "uint8.g48", "int3.g32")
+# Each shape with three of the schemes, each scheme with five of the shapes.
+RAGGED_SAMPLE = [(*shape, scheme) for i, shape in enumerate(RAGGED) for j, scheme in enumerate(RAGGED_SCHEMES) if FULL or (i + j) % 2 == 0]
+
+
+@pytest.mark.parametrize("m, n, k, scheme", RAGGED_SAMPLE, ids=str)
 def test_ragged_shapes(m, n, k, scheme, simulator):
     check(scheme, m, n, k, DTYPES[(m + n) % 2], simulator)
+
+
+# What a tuner may try beyond what the heuristic picks; four warps make wgmma on sm_90.
+TRIED = [("int4.g64", 9, {"BLOCK_N": 128}), ("uint4.g32", 3, {"BLOCK_N": 128, "SPLIT_K": 2}), ("nf4.g64", 20, {"BLOCK_M": 64, "STAGES": 4}),
+         ("int4.g128", 1, {"STAGES": 1, "BLOCK_K": 128}), ("int4.g64", 5, {"num_warps": 4, "STAGES": 1}),
+         ("nf4.g64", 17, {"num_warps": 4, "STAGES": 1, "BLOCK_N": 128}), ("uint4.g64", 8, {"num_warps": 4, "STAGES": 3})]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme, m, config", TRIED, ids=str)
+def test_configs_that_a_tuner_may_try(scheme, m, config, simulator):
+    """130 rows of W: the last tile is mostly beyond the end."""
+    target = Target(backend="triton", device="cuda", arch=90)
+    desc = MatmulDesc(m=m, n=130, k=520, dtype=torch.float16, scheme=Scheme.parse(scheme), target=target, source_dtype=torch.float16,
+                      layout="frag")  # fmt: skip
+    whole = frag_entry.config(desc) | config
+    if not frag_entry.config_ok(desc, whole):
+        pytest.skip(frag_entry.config_ok(desc, whole).reason)  # wgmma behind asynchronous copies before Triton 3.9
+    four = config.get("num_warps") == 4  # of 8 rows of x Triton 3.6 makes mma.sync all the same
+    instruction = "mma.sync" if not four else "wgmma.mma_async" if m > 8 else "mma"
+    check(scheme, m, 130, 520, torch.float16, simulator, instruction=instruction, **config)
 
 
 @pytest.mark.parametrize("split", [2, 3, 8])
@@ -214,7 +239,7 @@ def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
     check_fence(x)
 
 
-ACT_ORDER = [("uint4.g32", 90, 1), ("int4.g128", 90, 8), ("uint3.g48", 90, 5), ("uint8.g64.fz", 90, 3), ("int4.channel", 80, 7),
+ACT_ORDER = [("uint4.g32", 90, 1), ("int4.g128", 90, 8), ("uint3.g32", 90, 5), ("uint8.g64.fz", 90, 3), ("int4.channel", 80, 7),
              ("nf4.g64", 90, 2), ("int4.g32", 90, 17)]  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict
     spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
     few_registers = block_m < 32 and not frag_codes.is_book(scheme.format) and not scheme.float_zero
-    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and few_registers else 128
+    # 16 dots of 256 8-bit columns: as many instructions, 32 spilled bytes, and a compiler at work for ten seconds.
+    short = scheme.format.bits == 8 and group_constant(scheme, k) % 32 > 0
+    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and few_registers and not short else 128
     steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
     programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
     split = 1
