@@ -37,6 +37,7 @@ FLOORS = {
     "tritonq.checkpoints": 6,
     "tritonq.planner": 6,
     "tritonq.bench": 6,
+    "tritonq.tuning": 6,
     "tritonq.integrations": 7,
     "tritonq.distributed": 7,
     "tritonq.cli": 7,

@@ -14,9 +14,10 @@ from tritonq.codegen.examine import examine_config, rows_of
 from tritonq.codegen.launches import launches
 from tritonq.codegen.machines import MACHINES, machine_for, machine_named
 from tritonq.codegen.occupancy import programs_per_compute_unit
+from tritonq.codegen.pipes import busy
 from tritonq.codegen.sass import Instruction
 from tritonq.codegen.speed import LAUNCH, combine, predict
-from tritonq.codegen.work import Work, busy, moved, work
+from tritonq.codegen.work import Work, moved, work
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.plans.core import Target
 from tritonq.plans.kernel_entries import KERNELS

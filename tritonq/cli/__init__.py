@@ -1,4 +1,4 @@
-"""Floor 7. The command line: ``tritonq demo | formats | quantize | inspect | verify | plan | explain | bench``.
+"""Floor 7. The command line: ``tritonq demo | formats | quantize | inspect | verify | plan | explain | bench | tune``.
 
 Exit status: 0 done, 1 a check failed, 2 bad usage or input. Errors are one line on stderr.
 """
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..backend import backend
 from ..errors import TritonQError
-from . import bench, demo, explain, formats, inspect, plan, quantize, verify
+from . import bench, demo, explain, formats, inspect, plan, quantize, tune, verify
 from .parser import Parser, UsageError
 
-COMMANDS = (demo, formats, quantize, inspect, verify, plan, explain, bench)
+COMMANDS = (demo, formats, quantize, inspect, verify, plan, explain, bench, tune)
 
 
 def build_parser() -> Parser:

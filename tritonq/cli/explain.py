@@ -13,7 +13,7 @@ from ..scheme import Scheme
 from .output import print_json, say, table
 from .parser import UsageError, add_json, count
 
-_DTYPES = {"fp16": torch.float16, "float16": torch.float16, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
+DTYPES = {"fp16": torch.float16, "float16": torch.float16, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
            "fp32": torch.float32, "float32": torch.float32, "fp64": torch.float64, "float64": torch.float64}  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def add_command(commands) -> None:
     for name, text in (("m", "rows of x"), ("n", "rows of the weight"), ("k", "columns of both")):
         parser.add_argument(f"--{name}", type=count, required=True, help=text)
     parser.add_argument("--scheme", required=True)
-    parser.add_argument("--dtype", default="bf16", choices=sorted(_DTYPES), help="of x (default bf16)")
+    parser.add_argument("--dtype", default="bf16", choices=sorted(DTYPES), help="of x (default bf16)")
     parser.add_argument("--target", help="cpu, or a GPU that need not be here: sm_90, gfx942 (default: this machine)")
     parser.add_argument("--layout", default="row", choices=sorted(LAYOUTS), help="of the weight (default row)")
     text = "compile that kernel, report its registers, loads and instructions, and fail where they break a rule (docs/kernels.md)"
@@ -35,7 +35,7 @@ def add_command(commands) -> None:
 def run(args) -> int:
     if args.arch is not None and (args.target is not None or not args.codegen):
         raise UsageError("--arch takes the place of --target with --codegen; for the choice alone write --target sm_90")
-    dtype = _DTYPES[args.dtype]
+    dtype = DTYPES[args.dtype]
     scheme, targets = Scheme.parse(args.scheme), _targets(args)
     if reason := LAYOUTS[args.layout].refuses(scheme, dtype):
         raise UsageError(reason)
@@ -70,13 +70,13 @@ def _print(rows: list) -> None:
 def _targets(args) -> list[Target]:
     """What --target or --arch name; code is generated for sm_90 where neither does and there is no GPU."""
     if args.arch is not None:
-        return [_target(f"sm_{arch}" if arch.isdigit() else arch) for arch in args.arch.split(",")]
+        return [target_named(f"sm_{arch}" if arch.isdigit() else arch) for arch in args.arch.split(",")]
     if args.codegen and args.target is None and not torch.cuda.is_available():
-        return [_target("sm_90")]
-    return [_target(args.target)]
+        return [target_named("sm_90")]
+    return [target_named(args.target)]
 
 
-def _target(text: str | None) -> Target:
+def target_named(text: str | None) -> Target:
     if text is None:
         return Target.of()
     if text == "cpu":

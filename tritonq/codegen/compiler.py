@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from .._triton import triton
 from ..errors import UnsupportedError
+from .pipes import busy
 from .ptx import load_widths
 from .sass import MATRIX, Instruction, parse_sass, shortest_path
 
@@ -68,7 +69,17 @@ class Report:
         """Every loop's instructions, shortest (innermost) first."""
         return self._parsed[1]
 
-    @property
+    @functools.cached_property
+    def busy(self) -> collections.Counter[str]:
+        """Cycles that one warp keeps each pipe busy, by all instructions once, see :func:`pipes.busy`."""
+        return busy(self.instructions, self.arch)
+
+    @functools.cached_property
+    def busy_in_loop(self) -> collections.Counter[str]:
+        """The same of the main loop, once."""
+        return busy(self.main_loop, self.arch)
+
+    @functools.cached_property
     def main_loop(self) -> list[Instruction]:
         """The shortest loop with a matrix instruction, else the longest loop, else all instructions (none on HIP)."""
         with_matrix = [loop for loop in self.loops if any(i.kind in MATRIX for i in loop)]
@@ -91,7 +102,7 @@ class Report:
         """Bits per thread of each global store in program order."""
         return [i.width for i in self.instructions if i.kind == "STG"]
 
-    @property
+    @functools.cached_property
     def shortest_path(self) -> int:
         """Instructions that a program without special cases executes, see :func:`sass.shortest_path`."""
         return shortest_path(self.sass)

@@ -70,14 +70,16 @@ def machine_named(name: str) -> Machine:
     return MACHINES[name]
 
 
-def machine_for(arch: int | str, multiprocessors: int) -> Machine:
-    """The first machine of that architecture and number of multiprocessors: H100 SXM, not H200, which differs only in memory.
+def machine_for(arch: int | str, multiprocessors: int, device: str = "") -> Machine:
+    """The machine of that architecture and number of multiprocessors; of several, the one that ``device``, a driver's name, names.
+
+    Without a name H100 SXM comes before H200, which differs in memory alone.
 
     Raises:
         InvalidProblemError: there is none; a guess would be worse than none.
     """
-    found = next((m for m in MACHINES.values() if (m.arch, m.multiprocessors) == (arch, multiprocessors)), None)
-    if found is None:
+    found = [m for m in MACHINES.values() if (m.arch, m.multiprocessors) == (arch, multiprocessors)]
+    if not found:
         known = ", ".join(f"{key} ({m.arch} x {m.multiprocessors})" for key, m in MACHINES.items())
         raise InvalidProblemError(f"the model of speed knows no {arch} with {multiprocessors} multiprocessors; name one of {known}")
-    return found
+    return next((m for m in found if m.name.split()[0] in device), found[0])

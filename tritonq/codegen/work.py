@@ -1,8 +1,6 @@
 """Floor 5. What one launch has to do, counted from problem and machine code: programs, passes of the main loop, bytes, instructions."""
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -10,15 +8,6 @@ from ..errors import UnsupportedError
 from ..layouts import get_layout
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .examine import Row, elements
-from .sass import MATRIX, Instruction
-
-_FMA = ("FFMA", "FADD", "FMUL")
-_HALF = ("HADD2", "HFMA2", "HMUL2")
-_XU = ("MUFU", "I2F", "F2I", "F2F", "FRND")
-_LSU = ("LDG", "LDS", "LDL", "STG", "STS", "STL", "LDGSTS", "LDSM", "STSM", "SHFL", "ATOM", "ATOMG", "RED", "LDC")
-# Take an issue slot and nothing that others wait for: control, barriers, what runs once per warp.
-_CONTROL = ("BRA", "EXIT", "NOP", "BAR", "DEPBAR", "LDGDEPBAR", "WARPSYNC", "BSSY", "BSYNC", "MEMBAR", "ERRBAR", "CCTL", "S2R", "S2UR",
-            "CS2R", "R2UR", "WARPGROUP", "SYNCS", "FENCE", "ELECT")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +45,8 @@ def work(row: Row) -> Work:
     """
     if row.kernel not in _PASSES:
         raise UnsupportedError(f"the model of speed knows no {row.kernel}; it knows {', '.join(_PASSES)}")
+    if row.kernel.startswith("dequantize") and not isinstance(row.desc, DequantizeDesc):
+        raise UnsupportedError(f"{row.kernel} is a part of {row.desc}; the model knows no products of the vendor's library")
     has = row.constants
     passes, splits = _PASSES[row.kernel](row), has.get("SPLIT_K", 1)
     issue, pipes = _instructions(row, passes)
@@ -123,44 +114,11 @@ def _instructions(row: Row, passes: int) -> tuple[float, dict[str, float]]:
     """Warp instructions and busy cycles of one program: the loop as often as it runs, everything else once."""
     if not row.report.cubin:
         return 0.0, {}
-    warps, every = row.report.num_warps, row.report.instructions
+    report, warps = row.report, row.report.num_warps
+    count, every = len(report.instructions), report.busy
     if row.expected.per == "loop":
-        loop = row.report.main_loop
-        once, again = busy(every, row.arch), busy(loop, row.arch)
-        once.subtract(again)
-        issue = (len(every) - len(loop)) + passes * len(loop)
-        return warps * issue, {pipe: warps * (once[pipe] + passes * again[pipe]) for pipe in once}
-    share = row.report.shortest_path / len(every)  # special values take ways of their own
-    return warps * row.report.shortest_path, {pipe: warps * share * cycles for pipe, cycles in busy(every, row.arch).items()}
-
-
-def busy(instructions: Iterable[Instruction], arch: int | str) -> Counter[str]:
-    """Cycles that one warp's ``instructions`` keep each pipe of a multiprocessor busy: 32 lanes over the lanes per cycle.
-
-    CUDA C++ Programming Guide, table "Throughput of Native Arithmetic Instructions": 128 lanes of float32 (64 on sm_80), 64 of integers,
-    16 of conversions and transcendental functions. Loads and stores, shuffles too: 128 bytes per cycle, the width of shared memory.
-    """
-    fma = 0.5 if arch == 80 else 0.25
-    half = 0.25 if arch in (90, 100) else 0.5
-    total: Counter[str] = Counter({"alu": 0.0, "fma": 0.0, "xu": 0.0, "lsu": 0.0})
-    for instruction in instructions:
-        kind = instruction.kind
-        if kind in _FMA:
-            total["fma"] += fma
-        elif kind in _HALF:
-            total["fma"] += half
-        elif kind.startswith("IMAD"):
-            total["fma"] += 0.5
-        elif kind in _XU:
-            total["xu"] += 2
-        elif kind in _LSU:
-            total["lsu"] += _lsu_cycles(instruction)
-        elif not (kind in MATRIX or kind in _CONTROL or kind.startswith("U")):
-            total["alu"] += 0.5
-    return total
-
-
-def _lsu_cycles(instruction: Instruction) -> float:
-    if instruction.kind in ("LDSM", "STSM"):
-        return float(instruction.opcode.split(".")[-1]) if instruction.opcode[-2:] in (".2", ".4") else 1.0
-    return max(instruction.width / 32, 1.0)
+        loop, again = len(report.main_loop), report.busy_in_loop
+        issue = count - loop + passes * loop
+        return warps * issue, {pipe: warps * (every[pipe] + (passes - 1) * again[pipe]) for pipe in every}
+    share = report.shortest_path / count  # special values take ways of their own
+    return warps * report.shortest_path, {pipe: warps * share * cycles for pipe, cycles in every.items()}

@@ -50,11 +50,15 @@ def _multiprocessors() -> dict[int | str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a plan runs. ``arch`` is the compute capability times ten (90 for sm_90), ``"gfx942"`` on HIP, None on a CPU."""
+    """Where a plan runs. ``arch`` is the compute capability times ten (90 for sm_90), ``"gfx942"`` on HIP, None on a CPU.
+
+    ``multiprocessors``: of a device that is not here; None asks :func:`multiprocessors`.
+    """
 
     backend: str
     device: str = "cpu"
     arch: int | str | None = None
+    multiprocessors: int | None = None
 
     @classmethod
     def of(cls, device: torch.device | str | None = None) -> Target:
@@ -74,8 +78,8 @@ class Target:
 
 
 def multiprocessors(target: Target) -> int:
-    """How many programs run side by side: of the device where there is one, else of the architecture, else of an H200."""
-    return _multiprocessors().get(target.arch, 132)
+    """How many programs run side by side: as the target says, else of the device where there is one, else of the architecture, else 132."""
+    return target.multiprocessors or _multiprocessors().get(target.arch, 132)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,102 @@
+"""Which candidates are timed: pruned by the code that the compiler makes of them, each with its reason; compiled once, in processes too."""
+import dataclasses
+
+import pytest
+import torch
+
+from tritonq import MatmulDesc, Scheme
+from tritonq.codegen import compiler as backend
+from tritonq.codegen.machines import machine_named
+from tritonq.plans.core import OK, Status, Target
+from tritonq.plans.frag_entry import MATMUL_FRAG
+from tritonq.tuning import Compiler, Planner, Problem, compiling
+from tritonq.tuning.problems import problems
+
+TARGET = Target(backend="triton", device="cuda", arch=90, multiprocessors=132)
+INT4 = Scheme.parse("int4.g128")
+H200 = machine_named("h200")
+
+
+def problem(configs: list[dict], m: int = 1, n: int = 4096, rule=lambda desc, config: OK) -> Problem:
+    """matmul_frag with the heuristic's config and changes of it for a space."""
+    desc = MatmulDesc(m=m, n=n, k=4096, dtype=torch.bfloat16, scheme=INT4, target=TARGET, source_dtype=torch.bfloat16, layout="frag")
+    kernel = dataclasses.replace(MATMUL_FRAG, space=lambda desc: [MATMUL_FRAG.config(desc) | change for change in configs], config_ok=rule)
+    return Problem(shape="o", kernel=kernel, desc=desc, m=m)
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list:
+    """The configs of every compilation."""
+    seen, real = [], backend.compile_source
+
+    def spy(fn, signature, constexprs, *others):
+        seen.append(constexprs)
+        return real(fn, signature, constexprs, *others)
+
+    monkeypatch.setattr("tritonq.codegen.launches.compile_source", spy)
+    return seen
+
+
+def test_pruned_by_rule_code_and_model_in_this_order(compiled):
+    changes = [{}, {"SPLIT_K": 1}, {"SPLIT_K": 8}, {"BLOCK_K": 64, "STAGES": 1}, {"BLOCK_N": 128, "num_warps": 2},
+               {"BLOCK_K": 128, "num_warps": 4}, {"STAGES": 7, "BLOCK_M": 64}]  # fmt: skip
+
+    def rule(desc, config):
+        return Status("BLOCK_K=64 is not one of 128, 256") if config["BLOCK_K"] == 64 else OK
+
+    found = Planner(Compiler(), H200, most=2).candidates(problem(changes, rule=rule))
+    by_kind = {candidate.kind: candidate for candidate in found}
+    assert [c.config["SPLIT_K"] for c in found if not c.kind] == [8, 4] and len(found) == len(changes)
+    assert "is not one of 128, 256" in by_kind["rule"].reason
+    assert "bytes per thread (96 registers)" in by_kind["spills"].reason and by_kind["spills"].config["BLOCK_N"] == 128
+    assert "1.5 times the heuristic's" in by_kind["instructions"].reason
+    assert "shared memory" in by_kind["does not fit"].reason or "schedulers idle" in by_kind["occupancy"].reason
+    assert by_kind["later by the model"].config["SPLIT_K"] == 1 and "2 others come first" in by_kind["later by the model"].reason
+    assert all(candidate.prediction for candidate in found if not candidate.kind)
+    assert not any(constants["BLOCK_K"] == 64 for constants in compiled)  # what a rule forbids is not compiled
+
+
+def test_the_heuristic_is_never_pruned_and_what_fails_to_compile_is(monkeypatch):
+    def fail(fn, signature, constexprs, *others):
+        raise RuntimeError("PTXAS error: too much\nand more")
+
+    monkeypatch.setattr("tritonq.codegen.launches.compile_source", fail)
+    first, second = Planner(Compiler(), H200).candidates(problem([{}, {"STAGES": 4}]))
+    assert first.heuristic and not first.kind and first.prediction is None
+    assert (second.kind, second.reason) == ("does not compile", "RuntimeError: PTXAS error: too much")
+
+
+def test_shapes_share_binaries(compiled):
+    planner = Planner(Compiler(), H200)
+    planner.candidates(problem([{}, {"STAGES": 4}], n=28672))
+    count = len(compiled)
+    planner.candidates(problem([{}, {"STAGES": 4}], n=14336 * 4))
+    assert count == 2 == len(compiled)
+
+
+def test_another_matrix_instruction_needs_a_measurement():
+    changes = [{}, {"num_warps": 4, "STAGES": 1}]
+    planners = [Planner(Compiler(), H200, same_instruction=same) for same in (False, True)]
+    kinds = [[candidate.kind for candidate in planner.candidates(problem(changes, m=16))] for planner in planners]
+    assert kinds == [["", ""], ["", "other instruction"]]
+
+
+def test_what_the_model_does_not_know_is_not_ordered():
+    (found,), _ = problems([("o", 4096, 4096)], [INT4], [512], ["dequantize_matmul"], torch.bfloat16, TARGET)
+    candidates = Planner(Compiler(), H200).candidates(found)
+    assert candidates[0].heuristic and not candidates[0].kind and all(candidate.prediction is None for candidate in candidates)
+    plain = Planner(Compiler(), None).candidates(problem([{}]))
+    assert plain[0].prediction is None
+
+
+def test_processes_compile_ahead(tmp_path, monkeypatch):
+    """What they leave in Triton's cache on disk serves this process."""
+    monkeypatch.setattr(compiling, "_STARTING", 1)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    planner = Planner(Compiler(jobs=2), H200)
+    todo = [problem([{"STAGES": 2}], m=m) for m in (1, 8)] + [problem([{"STAGES": 2}], m=1, n=8192)]
+    todo = [dataclasses.replace(one, kernel=dataclasses.replace(MATMUL_FRAG, space=one.kernel.space)) for one in todo]
+    assert planner.prepare(todo) == 2  # the third shares a binary
+    assert len(list(tmp_path.glob("*/matmul_frag*.cubin"))) == 2
+    planner.compiler.rows(todo[0].desc, MATMUL_FRAG, todo[0].kernel.space(todo[0].desc)[0])
+    assert planner.prepare(todo[:1]) == 0 and Compiler(jobs=1).prepare([]) == 0
