@@ -34,6 +34,9 @@ def guessed(us: float) -> Prediction:
 class FakePlanner:
     """Two splits beside the heuristic's config, at the same prediction."""
 
+    def prepare(self, todo: list[Problem]) -> int:
+        return 0
+
     def candidates(self, problem: Problem) -> list[Candidate]:
         first = problem.kernel.config(problem.desc)
         others = [first | {"SPLIT_K": split} for split in (1, 2) if split != first["SPLIT_K"]]
@@ -219,7 +222,7 @@ def test_the_engine_times_only_what_is_right():
 def fake(monkeypatch):
     """``tritonq tune`` on a GPU that is not there: sm_90 x 132, candidates and times made up."""
     from tritonq import tuning
-    from tritonq.cli import tune as command
+    from tritonq.cli import tune_run as command
 
     def install(engine):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -227,12 +230,8 @@ def fake(monkeypatch):
         monkeypatch.setattr(Target, "of", classmethod(lambda cls, device=None: TARGET))
         monkeypatch.setattr(command, "gpu_engine", lambda: engine)
         monkeypatch.setattr(command, "facts", lambda device: {"device": "NVIDIA H200", "driver": "1.0", "triton": "3.9.0", "torch": "2.13"})
-        monkeypatch.setattr(tuning, "Planner", lambda *args, **options: FakeWithPrepare())
+        monkeypatch.setattr(tuning, "Planner", lambda *args, **options: FakePlanner())
         return engine
-
-    class FakeWithPrepare(FakePlanner):
-        def prepare(self, todo):
-            return 0
 
     return install
 
@@ -285,7 +284,7 @@ def test_the_folder_is_the_variable_else_the_checkout(cli, fake, tmp_path, monke
         (("--arch", "sm_90", "--dry-run"), "--arch and --multiprocessors go together"),
         (("--arch", "sm_90", "--multiprocessors", "7", "--from-model"), "the model of speed knows no 90 with 7"),
         (("--machine", "h200"), "take --dry-run or --from-model"),
-        (("--machine", "h300"), "invalid choice"),
+        (("--machine", "h300", "--dry-run"), "unknown machine 'h300'; known: h100-sxm"),
         (("--machine", "h200", "--dry-run", "--from-model"), "take one of them"),
         (("--machine", "h200", "--dry-run", "--m", "0"), "whole numbers from 1 on"),
         (("--machine", "h200", "--dry-run", "--budget", "soon"), "is no time; write 90s, 5m or 1h"),

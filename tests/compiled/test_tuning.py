@@ -9,7 +9,7 @@ from tritonq.codegen import compiler as backend
 from tritonq.codegen.machines import machine_named
 from tritonq.plans.core import OK, Status, Target
 from tritonq.plans.frag_entry import MATMUL_FRAG
-from tritonq.tuning import Compiler, Planner, Problem, compiling
+from tritonq.tuning import Compiler, Planner, Problem
 from tritonq.tuning.problems import problems
 
 TARGET = Target(backend="triton", device="cuda", arch=90, multiprocessors=132)
@@ -76,9 +76,15 @@ def test_shapes_share_binaries(compiled):
 
 def test_another_matrix_instruction_needs_a_measurement():
     changes = [{}, {"num_warps": 4, "STAGES": 1}]
-    planners = [Planner(Compiler(), H200, same_instruction=same) for same in (False, True)]
+    planners = [Planner(Compiler(), H200, predicting=predicting) for predicting in (False, True)]
     kinds = [[candidate.kind for candidate in planner.candidates(problem(changes, m=16))] for planner in planners]
     assert kinds == [["", ""], ["", "other instruction"]]
+
+
+def test_nothing_is_compiled_where_no_config_can_gain(compiled):
+    first, *others = Planner(Compiler(), H200, predicting=True).candidates(problem([{}, {"STAGES": 4}, {"SPLIT_K": 2}], n=128256))
+    assert first.heuristic and {other.kind for other in others} == {"no room"} and len(compiled) == 1
+    assert "memory and launch take" in others[0].reason
 
 
 def test_what_the_model_does_not_know_is_not_ordered():
@@ -91,12 +97,17 @@ def test_what_the_model_does_not_know_is_not_ordered():
 
 def test_processes_compile_ahead(tmp_path, monkeypatch):
     """What they leave in Triton's cache on disk serves this process."""
-    monkeypatch.setattr(compiling, "_STARTING", 1)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    planner = Planner(Compiler(jobs=2), H200)
+    compiler = Compiler(jobs=2)
+    planner = Planner(compiler, H200)
     todo = [problem([{"STAGES": 2}], m=m) for m in (1, 8)] + [problem([{"STAGES": 2}], m=1, n=8192)]
     todo = [dataclasses.replace(one, kernel=dataclasses.replace(MATMUL_FRAG, space=one.kernel.space)) for one in todo]
     assert planner.prepare(todo) == 2  # the third shares a binary
     assert len(list(tmp_path.glob("*/matmul_frag*.cubin"))) == 2
-    planner.compiler.rows(todo[0].desc, MATMUL_FRAG, todo[0].kernel.space(todo[0].desc)[0])
-    assert planner.prepare(todo[:1]) == 0 and Compiler(jobs=1).prepare([]) == 0
+    for one in todo:
+        compiler.rows(one.desc, MATMUL_FRAG, one.kernel.space(one.desc)[0])
+    assert planner.prepare(todo) == 0
+    compiler._processes[0].kill()  # what a process takes with it is compiled here
+    compiler._processes[0].wait()
+    assert planner.prepare([problem([{"STAGES": stages}], m=1) for stages in (4, 5)]) == 2
+    compiler.close()

@@ -8,7 +8,8 @@ from math import floor, inf, log, log1p
 from ..codegen.examine import Row
 from ..codegen.machines import Machine
 from ..codegen.rules import WEIGHT_LOAD
-from ..codegen.speed import SCHEDULERS, Prediction, predict, programs_resident
+from ..codegen.speed import LAUNCH, SCHEDULERS, Prediction, predict, programs_resident
+from ..codegen.work import moved
 from ..errors import UnsupportedError
 from ..plans.space import Config
 from .compiling import Compiler
@@ -18,6 +19,8 @@ MOST = 12  # timed candidates per problem
 # A candidate may execute this many times the instructions per weight of the heuristic's config. Unlike the time, they are counted.
 MOST_INSTRUCTIONS = 1.5
 TIE = 0.02  # predictions that are this near say nothing
+# What the model has to promise before its config replaces the heuristic's. A judgement: its errors are larger than this.
+GAIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +52,15 @@ class Planner:
     Args:
         machine: what the model predicts for; None where it knows no such machine, and nothing is ordered or pruned by it.
         most: candidates that are timed.
-        same_instruction: leave out code that multiplies with another instruction than the heuristic's, wgmma for mma.sync: the model does
-            not know which is faster.
+        predicting: nothing will be timed. Then code that multiplies with another instruction than the heuristic's (wgmma for mma.sync) is
+            left out, because the model does not know which is faster, and everything where the heuristic's is as good as it can be.
     """
 
-    def __init__(self, compiler: Compiler, machine: Machine | None, most: int = MOST, *, same_instruction: bool = False):
-        self.compiler, self.machine, self.most, self.same_instruction = compiler, machine, most, same_instruction
+    def __init__(self, compiler: Compiler, machine: Machine | None, most: int = MOST, *, predicting: bool = False):
+        self.compiler, self.machine, self.most, self.predicting = compiler, machine, most, predicting
 
     def prepare(self, todo: list[Problem]) -> int:
-        """Compile what :meth:`candidates` will look at, in several processes."""
+        """Compile what :meth:`candidates` will look at first, several at a time."""
         return self.compiler.prepare((p.desc, p.kernel, config) for p in todo for config in _tiles(p.kernel.space(p.desc)).values())
 
     def candidates(self, problem: Problem) -> list[Candidate]:
@@ -66,7 +69,9 @@ class Planner:
         verdicts = [problem.kernel.config_ok(problem.desc, config) for config in others]
         allowed = [heuristic, *(config for config, status in zip(others, verdicts) if status)]
         first, rows = self._looked_at(problem, heuristic, _Limits(), heuristic=True)
-        limits = _Limits.of(rows, self.same_instruction)
+        limits = _Limits.of(rows, self.predicting)
+        if self.predicting and first.prediction and (reason := self._no_room(problem, first.prediction)):
+            return [first, *(Candidate(config=config, kind="no room", reason=reason) for config in others)]
         tiles = {tile: self._looked_at(problem, config, limits) for tile, config in _tiles(allowed).items()}
         guesses = [first]
         for config, status in zip(others, verdicts):
@@ -76,10 +81,17 @@ class Planner:
                 guesses.append(self._guess(config, *tiles[_tile(config)]))
         return self._finalists(problem, guesses, limits)
 
+    def _no_room(self, problem: Problem, own: Prediction) -> str:
+        """Why no config can gain GAIN by the model; "" where one might."""
+        least = 1e6 * (moved(problem.desc) / self.machine.bytes_per_s + LAUNCH)
+        return f"memory and launch take {least:.2f} us, the heuristic's config {own.us:.2f}" if least >= (1 - GAIN) * own.us else ""
+
     def _finalists(self, problem: Problem, guesses: list[Candidate], limits: _Limits) -> list[Candidate]:
         """The best guesses, each compiled by itself, until there are enough."""
+        ordered = _in_turn([guess for guess in guesses[1:] if not guess.kind])
+        self.compiler.prepare((problem.desc, problem.kernel, guess.config) for guess in ordered[: self.most])
         timed, rest = [guesses[0]], [guess for guess in guesses[1:] if guess.kind]
-        for guess in _in_turn([guess for guess in guesses[1:] if not guess.kind]):
+        for guess in ordered:
             if len(timed) >= self.most:
                 what = f"predicted {guess.us:.2f} us; {self.most} others come first"
                 rest.append(replace(guess, kind="later by the model", reason=what if guess.prediction else what.split("; ")[1]))
@@ -141,13 +153,10 @@ def _tile(config: Config) -> tuple:
 
 
 def _tiles(configs: list[Config]) -> dict[tuple, Config]:
-    """One config for each that differs in more than its split: the heuristic's own, and those nearest to it."""
-    split = configs[0].get("SPLIT_K")
+    """One config for each that differs in more than its split: that with a split of 2 or next to it, so that shapes share binaries."""
     found: dict[tuple, Config] = {}
-    for config in configs:
-        tile = _tile(config)
-        if tile not in found or config.get("SPLIT_K") == split:
-            found[tile] = config
+    for config in sorted(configs, key=lambda config: abs(config.get("SPLIT_K", 1) - 2)):
+        found.setdefault(_tile(config), config)
     return found
 
 

@@ -1,7 +1,8 @@
-"""Floor 6. Compiled candidates: every binary once, in several processes where that pays."""
+"""Floor 6. Compiled candidates: every binary once, several at a time where there are processors for it."""
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import subprocess
 import sys
@@ -14,18 +15,18 @@ from ..plans.kernel_entries import KERNELS
 from ..plans.registry import KernelEntry
 from ..plans.space import Config
 
-_STARTING = 8  # binaries per process: it takes a few seconds to start one
-
 
 class Compiler:
     """Rows of :mod:`tritonq.codegen` for candidates; shapes that differ in sizes alone share a binary.
 
     Args:
-        jobs: processes that :meth:`prepare` may use. They leave what they compile in Triton's cache on disk.
+        jobs: processes that compile, with this one waiting for them; 1 compiles here. They leave what they make in Triton's cache on disk,
+            and end with this process.
     """
 
     def __init__(self, jobs: int = 1):
         self.jobs, self.known = jobs, {}
+        self._processes: list[subprocess.Popen] = []
 
     def rows(self, desc: Desc, kernel: KernelEntry, config: Config) -> list[Row]:
         """One row per launch. Raises what Triton raises where a config does not compile."""
@@ -38,30 +39,46 @@ class Compiler:
         return tuple(noted.keys)
 
     def prepare(self, wanted: Iterable[tuple[Desc, KernelEntry, Config]]) -> int:
-        """Compile in advance, in several processes; returns how many binaries that was. Failures come back in :meth:`rows`."""
-        fresh = {}
-        if self.jobs > 1:
-            for desc, kernel, config in wanted:
-                keys = self.binaries(desc, kernel, config)
-                if any(key not in self.known for key in keys):
-                    fresh.setdefault(keys, (desc, kernel.name, config))
-        processes = min(self.jobs, len(fresh) // _STARTING)
-        if processes < 2:
+        """Compile several at a time what :meth:`rows` will be asked for; returns how many. What fails is told there."""
+        if self.jobs < 2:
             return 0
-        tasks = list(fresh.values())
-        command = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import work; work()"]
-        workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                   for _ in range(processes)]  # fmt: skip
-        try:
-            for number, worker in enumerate(workers):
-                worker.stdin.write(pickle.dumps(tasks[number::processes]))
-                worker.stdin.close()
-            for worker in workers:
-                worker.wait()
-        finally:
-            for worker in workers:
-                worker.kill()
+        fresh = {}
+        for desc, kernel, config in wanted:
+            keys = self.binaries(desc, kernel, config)
+            if any(key not in self.known for key in keys):
+                fresh.setdefault(keys, (desc, kernel.name, config))
+        tasks, running = list(fresh.values()), []
+        if len(tasks) < 2:
+            return 0
+        for number in range(min(self.jobs, len(tasks))):
+            with contextlib.suppress(OSError):  # one that died: its share is compiled here
+                process = self._process(number)
+                pickle.dump(tasks[number :: self.jobs], process.stdin)
+                process.stdin.flush()
+                running.append(process)
+        for process in running:
+            process.stdout.read(1)
         return len(tasks)
+
+    def _process(self, number: int) -> subprocess.Popen:
+        while len(self._processes) <= number:
+            command = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import work; work()"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._processes.append(subprocess.Popen(command, **pipes))
+        return self._processes[number]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        self._processes = []
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
 class _Noted(dict):
@@ -77,8 +94,14 @@ class _Noted(dict):
 
 
 def work() -> None:
-    """A process of :meth:`Compiler.prepare`: tasks on stdin, results in Triton's cache on disk."""
+    """A process of :meth:`Compiler.prepare`: lists of tasks on stdin, for each a byte on stdout when all are in Triton's cache on disk."""
     kernels = {entry.name: entry for entry in KERNELS}
-    for desc, name, config in pickle.load(sys.stdin.buffer):
-        with contextlib.suppress(Exception):  # told where it is asked for
-            examine_config(desc, kernels[name], config)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with contextlib.suppress(EOFError):
+        while True:
+            for desc, name, config in pickle.load(sys.stdin.buffer):
+                with contextlib.suppress(Exception):  # told where it is asked for
+                    examine_config(desc, kernels[name], config)
+            answers.write(b".")
+            answers.flush()

@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from ..bench.timing import Times
 from ..plans.config_file import Entry
 from ..plans.space import Config
-from .candidates import TIE, Candidate, Planner
+from .candidates import GAIN, TIE, Candidate, Planner
 from .engine import Engine, Outcome
 from .problems import Problem
 from .store import Store
-
-# What the model has to promise before its config replaces the heuristic's. A judgement: its errors are larger than this.
-GAIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +93,22 @@ def tune(
         entry = store.find(problem)
         done = entry is not None and (entry.measured or not measured) and (not again or (entry.measured and not measured))
         (summary.skipped if done else fresh).append(problem)
+    weight = None
     for number, problem in enumerate(fresh):
         if budget is not None and clock() - begun >= budget:
             summary.left = fresh[number:]
             break
         started(problem, number, len(fresh))
+        if weight != (weight := _weight(problem)):
+            planner.prepare([other for other in fresh[number:] if _weight(other) == weight])
         result = _one(problem, planner, engine, store)
         summary.results.append(result)
         finished(result)
     return summary
+
+
+def _weight(problem: Problem) -> tuple:
+    return problem.desc.n, problem.desc.k, problem.desc.scheme
 
 
 def _one(problem: Problem, planner: Planner, engine: Engine, store: Store) -> Result:
