@@ -49,6 +49,7 @@ class GpuEngine:
     def __init__(self, device: torch.device, measure: Callable = timing.measure):
         self.device, self.measure = device, measure
         self._made: tuple[tuple, list] | None = None
+        self._judge = None  # the first weight in row, by which results are judged
 
     def __call__(self, problem: Problem, candidates: list[Candidate]) -> Outcome:
         inputs = self._inputs(problem)
@@ -56,7 +57,7 @@ class GpuEngine:
         for i, candidate in enumerate(candidates):
             plan = Plan(desc=problem.desc, kernel=problem.kernel, config=candidate.config)
             try:
-                if reason := _verdict(plan, inputs[0]):
+                if reason := self._verdict(plan, inputs[0]):
                     wrong[i] = reason
                 else:
                     calls[i] = [lambda plan=plan, given=given: plan.run(*given) for given in inputs]
@@ -80,8 +81,9 @@ class GpuEngine:
     def _weights(self, desc, *, quantized: bool) -> list:
         key = str(desc.scheme), dtype_name(desc.dtype), desc.n, desc.k, desc.layout, quantized
         if self._made is None or self._made[0] != key:
-            self._made = None  # the memory of the last ones first
+            self._made = self._judge = None  # the memory of the last ones first
             self._made = key, self._make(desc, quantized)
+            self._judge = self._made[1][0].relayout("row") if quantized else None
         return self._made[1]
 
     def _make(self, desc, quantized: bool) -> list:
@@ -92,11 +94,10 @@ class GpuEngine:
         first = one()
         return [first] + [one() for _ in range(timing.copies(first.nbytes, self.device) - 1)]
 
-
-def _verdict(plan: Plan, given: tuple) -> str:
-    """Why a result is wrong; "" where it is right."""
-    if isinstance(plan.desc, QuantizeDesc):
-        return check.quantized(plan, *given)
-    if isinstance(plan.desc, DequantizeDesc):
-        return check.decoded(plan, *given)
-    return check.product(plan, *given)
+    def _verdict(self, plan: Plan, given: tuple) -> str:
+        """Why a result is wrong; "" where it is right."""
+        if isinstance(plan.desc, QuantizeDesc):
+            return check.quantized(plan, *given)
+        if isinstance(plan.desc, DequantizeDesc):
+            return check.decoded(plan, *given)
+        return check.product(plan, *given, self._judge)
