@@ -92,6 +92,7 @@ def test_it_names_suites_and_shapes(cli):
     (["--device", "cpu", "--replays", "0"], "--replays"),
     (["--device", "cpu", "--minutes", "-1"], "minutes"),
     (["--device", "cpu", "--json", "benchmarks/results/rows.json"], "no results and are not written into benchmarks/results"),
+    (["--device", "cpu", "--json", "no/folder/rows.json"], "there is no folder no/folder"),
     (["--from", "missing.json"], "missing.json"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(arguments, said, cli):

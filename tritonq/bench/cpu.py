@@ -7,13 +7,11 @@ process of its own per row.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -51,20 +49,9 @@ class Pair:
     check: Callable[[], None]
 
 
-def _quiet(name: str):
-    """A package without its warnings about absent GPUs."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return load(name)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def integer_pairs(w: torch.Tensor, scheme: str) -> list[Pair]:
     """torchao's primitives do less: they leave one int4 code per byte and compute bfloat16 input in bfloat16."""
-    torchao = _quiet("torchao.quantization.quant_primitives")
+    torchao = load("torchao.quantization.quant_primitives")
     parsed = Scheme.parse(scheme)
     block = parsed.group_shape(*w.shape)
     high = 2 ** (parsed.format.bits - 1) - 1
@@ -97,7 +84,7 @@ def integer_pairs(w: torch.Tensor, scheme: str) -> list[Pair]:
 
 def nf4_pairs(w: torch.Tensor, scheme: str) -> list[Pair]:
     """Equal work: codes, packing and float32 scales are the same on both sides, but for the order of nibbles and a few ties."""
-    functional = _quiet("bitsandbytes.functional")
+    functional = load("bitsandbytes.functional")
     block = Scheme.parse(scheme).group_size
     packed, state = functional.quantize_4bit(w, blocksize=block, quant_type="nf4")
     q = quantize(w, scheme)

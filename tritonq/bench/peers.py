@@ -6,7 +6,9 @@ Where a library takes codes and scales, it gets tritonq's own, so that both side
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,11 +39,16 @@ class Peer:
 
 
 def load(name: str):
-    """A package, or Missing with the reason."""
+    """A package, without its warnings about absent GPUs, or Missing with the reason."""
+    logging.disable(logging.WARNING)
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
     except Exception as error:  # a broken binary wheel raises anything at all
         raise Missing(f"{name}: {first_line(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _grouped(q: QTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

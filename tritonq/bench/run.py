@@ -1,14 +1,15 @@
 """Runs suites: case after case until the time is over, each problem's rows handed on as soon as they are there."""
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from .machine import state
 from .results import Results, Row
-from .suite import Bench, Suite
+from .suite import Bench, Case, Suite
 from .timing import first_line
 
 
@@ -30,9 +31,8 @@ def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | N
             done += case.steps
             continue
         progress(done, total, title)
-        rows = case.run()
-        try:
-            for found in rows:
+        with contextlib.closing(case.run()) as problems:  # which drops its weights before the next case makes its own
+            for found in _each(problems, suite, case, device):
                 steps += 1
                 results.rows += found
                 results.about["after"] = state(device)
@@ -43,15 +43,16 @@ def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | N
                 if time.monotonic() > until and steps < case.steps:
                     left_out.append(f"{title}, {case.steps - steps} of {case.steps} problems")
                     break
-        except Exception as error:
-            source = "gpu" if device.type == "cuda" else "cpu"
-            row = Row(suite=suite.name, op=case.title, name="tritonq", source=source, fault=f"failed: {first_line(error)}")
-            results.rows.append(row)
-            show(row)
-            save()
-        finally:
-            rows.close()  # drops its weights before the next case makes its own
         if device.type == "cuda":
             torch.cuda.empty_cache()
         done += case.steps
     return left_out
+
+
+def _each(problems: Iterator[list[Row]], suite: Suite, case: Case, device: torch.device) -> Iterator[list[Row]]:
+    """``problems``, and where one raises, a row that says so in place of the rest."""
+    try:
+        yield from problems
+    except Exception as error:
+        source = "gpu" if device.type == "cuda" else "cpu"
+        yield [Row(suite=suite.name, op=case.title, name="tritonq", source=source, fault=f"failed: {first_line(error)}")]

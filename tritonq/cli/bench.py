@@ -19,6 +19,7 @@ from .parser import UsageError
 
 TRIED_SHAPES, TRIED_M = "256x512", "1,16"  # what --device cpu takes where nothing else is asked for
 RESULTS = ("benchmarks", "results")
+ROOFS = {"bytes_per_s": "copy {:.3g} TB/s", "flops_per_s": "bf16 product {:.3g} TFLOP/s", "int8_ops_per_s": "int8 product {:.3g} TOP/s"}
 
 
 def add_command(commands) -> None:
@@ -126,6 +127,8 @@ def _rows(text: str) -> int:
 def _check_target(args, *, tries: bool) -> None:
     """What a CPU makes up for a GPU must not stand among results."""
     for text in (args.json, args.plot):
+        if text not in (None, "-") and not Path(text).parent.is_dir():
+            raise UsageError(f"{text}: there is no folder {Path(text).parent}")
         if tries and text not in (None, "-") and RESULTS in zip(Path(text).resolve().parts, Path(text).resolve().parts[1:]):
             raise UsageError(f"{text}: rows of --device cpu are no results and are not written into {'/'.join(RESULTS)}")
 
@@ -148,7 +151,7 @@ def line(row: Row) -> str:
 
 def _head(results: Results) -> None:
     about = results.about
-    limits = ", ".join(f"{name.removesuffix('_per_s')} {value / 1e12:.3g}e12/s" for name, value in results.roofs.items())
+    limits = ", ".join(ROOFS[name].format(value / 1e12) for name, value in results.roofs.items())
     say(f"{about['device']}, torch {about['torch']}, triton {about['triton']}, {about['protocol']}; {about['state'] or 'no clocks known'}")
     if limits:
         say(f"measured roofs: {limits}")
