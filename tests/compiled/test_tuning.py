@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from tritonq import MatmulDesc, Scheme
+from tritonq.bench.timing import Times
 from tritonq.codegen import compiler as backend
 from tritonq.codegen.machines import machine_named
 from tritonq.plans.core import OK, Status, Target
 from tritonq.plans.frag_entry import MATMUL_FRAG
-from tritonq.tuning import Compiler, Planner, Problem
+from tritonq.tuning import Candidate, Compiler, GpuEngine, Planner, Problem
 from tritonq.tuning.problems import problems
 
 TARGET = Target(backend="triton", device="cuda", arch=90, multiprocessors=132)
@@ -74,11 +75,11 @@ def test_shapes_share_binaries(compiled):
     assert count == 2 == len(compiled)
 
 
-def test_another_matrix_instruction_needs_a_measurement():
-    changes = [{}, {"num_warps": 4, "STAGES": 1}]
+def test_another_matrix_instruction_and_two_changes_need_a_measurement():
+    changes = [{}, {"num_warps": 4}, {"num_warps": 4, "STAGES": 1}]
     planners = [Planner(Compiler(), H200, predicting=predicting) for predicting in (False, True)]
     kinds = [[candidate.kind for candidate in planner.candidates(problem(changes, m=16))] for planner in planners]
-    assert kinds == [["", ""], ["", "other instruction"]]
+    assert kinds == [["", "", ""], ["", "other instruction", "far from the heuristic"]]
 
 
 def test_nothing_is_compiled_where_no_config_can_gain(compiled):
@@ -111,3 +112,21 @@ def test_processes_compile_ahead(tmp_path, monkeypatch):
     compiler._processes[0].wait()
     assert planner.prepare([problem([{"STAGES": stages}], m=1) for stages in (4, 5)]) == 2
     compiler.close()
+
+
+def test_the_engine_runs_compiled_kernels(simulator):
+    """matmul_frag with two configs, and quantize_rows, as a GPU would run them; the wall clock says nothing here."""
+    seen = []
+
+    def measure(calls, *, device, failures):
+        seen.append([len(contender) for contender in calls.values()])
+        return {i: Times(1.0, 1.0, 1.0) for i in calls}
+
+    engine, target = GpuEngine(torch.device("cpu"), measure), Target.of("cpu")
+    (frag, rows), left_out = problems([("s", 64, 256)], [INT4], [2], ["matmul_frag", "quantize_rows"], torch.bfloat16, target)
+    config = frag.kernel.config(frag.desc)
+    other = config | {"BLOCK_K": 128, "SPLIT_K": 2, "STAGES": 2}
+    outcome = engine(frag, [Candidate(config=config, heuristic=True), Candidate(config=other)])
+    assert set(outcome.times) == {0, 1} and not outcome.wrong and not outcome.failed and not left_out
+    outcome = engine(rows, [Candidate(config=rows.kernel.config(rows.desc), heuristic=True)])
+    assert set(outcome.times) == {0} and seen == [[2, 2], [2]]

@@ -61,5 +61,9 @@ def plain(candidate: Candidate) -> dict:
 def plain_result(result: Result) -> dict:
     entry = result.entry
     refused = {name: [{"config": config, "reason": reason} for config, reason in getattr(result, name)] for name in ("wrong", "failed")}
+    timed = [{"config": candidate.config, "us": round(times.us, 3), "p20": round(times.p20, 3), "p80": round(times.p80, 3),
+              "predicted_us": candidate.prediction and round(candidate.us, 3), "limit": candidate.prediction and candidate.prediction.limit}
+             for candidate, times in result.timed]  # fmt: skip
     return {"problem": result.problem.name, "config": entry and entry.config, "us": entry and entry.us, "next_us": entry and entry.next_us,
-            "heuristic": result.heuristic, "heuristic_us": result.heuristic_us, "reason": result.reason or None, **refused}  # fmt: skip
+            "heuristic": result.heuristic, "heuristic_us": result.heuristic_us, "reason": result.reason or None, "timed": timed,
+            **refused}  # fmt: skip

@@ -52,8 +52,9 @@ class Planner:
     Args:
         machine: what the model predicts for; None where it knows no such machine, and nothing is ordered or pruned by it.
         most: candidates that are timed.
-        predicting: nothing will be timed. Then code that multiplies with another instruction than the heuristic's (wgmma for mma.sync) is
-            left out, because the model does not know which is faster, and everything where the heuristic's is as good as it can be.
+        predicting: nothing will be timed. Then what changes more than one field of the heuristic's config is left out, and code that
+            multiplies with another instruction (wgmma for mma.sync), because the model does not know which is faster; and everything where
+            the heuristic's is as good as it can be.
     """
 
     def __init__(self, compiler: Compiler, machine: Machine | None, most: int = MOST, *, predicting: bool = False):
@@ -61,25 +62,38 @@ class Planner:
 
     def prepare(self, todo: list[Problem]) -> int:
         """Compile what :meth:`candidates` will look at first, several at a time."""
-        return self.compiler.prepare((p.desc, p.kernel, config) for p in todo for config in _tiles(p.kernel.space(p.desc)).values())
+        wanted = []
+        for problem in todo:
+            heuristic, *others = problem.kernel.space(problem.desc)
+            allowed = [heuristic, *(config for config in others if not self._allowed(problem, config, heuristic)[0])]
+            wanted += [(problem.desc, problem.kernel, config) for config in [heuristic, *_tiles(allowed).values()]]
+        return self.compiler.prepare(wanted)
 
     def candidates(self, problem: Problem) -> list[Candidate]:
         """Those to be timed, the fastest by the model first, then those that are not, each with its reason."""
         heuristic, *others = problem.kernel.space(problem.desc)
-        verdicts = [problem.kernel.config_ok(problem.desc, config) for config in others]
-        allowed = [heuristic, *(config for config, status in zip(others, verdicts) if status)]
+        verdicts = [self._allowed(problem, config, heuristic) for config in others]
+        allowed = [heuristic, *(config for config, (kind, _) in zip(others, verdicts) if not kind)]
         first, rows = self._looked_at(problem, heuristic, _Limits(), heuristic=True)
         limits = _Limits.of(rows, self.predicting)
         if self.predicting and first.prediction and (reason := self._no_room(problem, first.prediction)):
             return [first, *(Candidate(config=config, kind="no room", reason=reason) for config in others)]
         tiles = {tile: self._looked_at(problem, config, limits) for tile, config in _tiles(allowed).items()}
         guesses = [first]
-        for config, status in zip(others, verdicts):
-            if not status:
-                guesses.append(Candidate(config=config, kind="rule", reason=status.reason))
+        for config, (kind, reason) in zip(others, verdicts):
+            if kind:
+                guesses.append(Candidate(config=config, kind=kind, reason=reason))
             else:
                 guesses.append(self._guess(config, *tiles[_tile(config)]))
         return self._finalists(problem, guesses, limits)
+
+    def _allowed(self, problem: Problem, config: Config, heuristic: Config) -> tuple[str, str]:
+        if not (status := problem.kernel.config_ok(problem.desc, config)):
+            return "rule", status.reason
+        changed = [name for name, value in config.items() if heuristic.get(name) != value]
+        if self.predicting and len(changed) > 1:
+            return "far from the heuristic", f"changes {', '.join(changed)}; a prediction changes one field"
+        return "", ""
 
     def _no_room(self, problem: Problem, own: Prediction) -> str:
         """Why no config can gain GAIN by the model; "" where one might."""

@@ -16,13 +16,14 @@ from .store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one problem: an entry, or why there is none; and candidates that were refused."""
+    """What became of one problem: an entry, or why there is none; and candidates that were rest."""
 
     problem: Problem
     entry: Entry | None = None
     heuristic: bool = False  # whether the entry's config is the heuristic's
     heuristic_us: float | None = None
     reason: str = ""
+    timed: list[tuple[Candidate, Times]] = field(default_factory=list)
     wrong: list[tuple[Config, str]] = field(default_factory=list)
     failed: list[tuple[Config, str]] = field(default_factory=list)
 
@@ -114,15 +115,16 @@ def _weight(problem: Problem) -> tuple:
 def _one(problem: Problem, planner: Planner, engine: Engine, store: Store) -> Result:
     candidates = [candidate for candidate in planner.candidates(problem) if not candidate.kind]
     outcome: Outcome = engine(problem, candidates)
-    refused = {
+    rest = {
         name: [(candidates[i].config, reason) for i, reason in sorted(reasons.items())]
         for name, reasons in (("wrong", outcome.wrong), ("failed", outcome.failed))
     }
+    rest["timed"] = [(candidates[i], times) for i, times in sorted(outcome.times.items())]
     chosen = decide(candidates, outcome.times, predicted=not engine.measures)
     if chosen is None:
         reasons = "; ".join(dict.fromkeys([*outcome.wrong.values(), *outcome.failed.values()]))
-        return Result(problem=problem, reason=f"no candidate has a time: {reasons}", **refused)
+        return Result(problem=problem, reason=f"no candidate has a time: {reasons}", **rest)
     winner = candidates[chosen.index]
     entry = store.record(problem, winner.config, measured=engine.measures, us=chosen.us, next_us=chosen.next_us)
     own = next((outcome.times[i].us for i in outcome.times if candidates[i].heuristic), None)
-    return Result(problem=problem, entry=entry, heuristic=winner.heuristic, heuristic_us=own, **refused)
+    return Result(problem=problem, entry=entry, heuristic=winner.heuristic, heuristic_us=own, **rest)
