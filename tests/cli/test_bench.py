@@ -54,14 +54,14 @@ def test_a_wrong_kernel_prints_incorrect_and_fails(monkeypatch, capsys):
     decoded = check.decoded_rows
     monkeypatch.setattr(check, "decoded_rows", lambda q, rows: (lambda part, w: (part, 2 * w))(*decoded(q, rows)))
     assert main(["bench", "matmul", *TINY, "--schemes", "int4.g128"]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if " tritonq " in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("matmul") and " tritonq " in line]
     assert len(lines) == 4 and all("incorrect by" in line and " us " not in line for line in lines)
 
 
 def test_minutes_leave_out_and_say_so(capsys):
     assert main(["bench", "matmul", *TINY, "--minutes", "1e-12"]) == 0
     printed = capsys.readouterr()
-    assert "left out, 1e-12 minutes are over: matmul 64x256" in printed.err and " tritonq " not in printed.out
+    assert "left out, 1e-12 minutes are over: matmul 64x256" in printed.err and "\nmatmul" not in printed.out
 
 
 def test_a_run_that_is_stopped_keeps_its_rows(monkeypatch, tmp_path, capsys):

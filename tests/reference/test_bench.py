@@ -346,3 +346,12 @@ def test_long_products_are_measured_less_often(monkeypatch):
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
     timing.measure({"a": [graphs.call]}, replays=25)  # four looks at the clock are four seconds
     assert len(graphs.replays) == timing.WARMUP + timing.LEAST_REPLAYS + timing.MOST_SECONDS
+
+
+def test_what_stays_in_a_cache_says_so(monkeypatch):
+    monkeypatch.setattr(Bench, "source", "gpu")
+    contest = Contest(bench(), "s", "o")
+    for name, size in (("small", 10**6), ("large", 10**8), ("none", 0)):
+        contest.add(name, [lambda: None] * 2, bytes=size, note="differs")
+    notes = {row.name: row.note for row in contest.times()}
+    assert notes == {"small": "differs; small: its data stays in the L2 cache", "large": "differs", "none": "differs"}

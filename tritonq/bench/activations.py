@@ -35,15 +35,13 @@ def _rows(bench: Bench, shape: Shape) -> Iterator[list[Row]]:
     for m in bench.ms:
         inputs = [bench.randn(m, k) for _ in range(bench.copies(2 * m * k))]
         outputs = [torch.empty_like(x) for x in inputs]
-        rested = 2 * m * k * len(inputs) < 200 << 20
-        warm = "" if bench.source == "cpu" or not rested else "x is read from the L2 cache"
         contest = Contest(bench, "activations", "quantize_per_token", Shape(f"K={k}", m, k), m)
-        contest.add("copy", [partial(y.copy_, x) for x, y in zip(inputs, outputs)], bytes=4 * m * k, sku="copy/bfloat16", note=warm)
+        contest.add("copy", [partial(y.copy_, x) for x, y in zip(inputs, outputs)], bytes=4 * m * k, sku="copy/bfloat16")
         for what, meta in ((_dynamic, 6 * m), (_given, 6 * m)):  # a scale of 2 bytes and a zero point of 4 per token, written or read
             plan, arguments = what(m, k)
             given = [arguments(x) for x in inputs]
             contest.add("tritonq", [partial(plan.run, None, None, a) for a in given], scheme="int8.token", sku=str(plan.sku()),
-                        bytes=3 * m * k + meta, note=warm, check=partial(_wrong, plan, given[0]))  # fmt: skip
+                        bytes=3 * m * k + meta, check=partial(_wrong, plan, given[0]))  # fmt: skip
         yield contest.times()
 
 

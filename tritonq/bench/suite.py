@@ -14,6 +14,8 @@ from .results import Figures, Row, with_speedups
 from .shapes import Shape
 from .timing import REPLAYS, Calls, copies, first_line, measure
 
+COLD_BYTES = 200e6  # a round that reads less may find its data in a cache
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -114,9 +116,16 @@ class Contest:
             row = self._rows[int(i)]
             told = {"fault": f"failed: {reason}"} if row.name == "tritonq" else {"note": f"skipped: {reason}"}
             self._rows[int(i)] = dataclasses.replace(row, **told)
+        for i, calls in self._calls.items():
+            self._rows[int(i)] = self._told_of_cache(self._rows[int(i)], len(calls))
         product = product if product in self.bench.roofs else "flops_per_s"
         return with_speedups(row.timed(times[str(i)], self.bench.roofs, product) if str(i) in times else row
                              for i, row in enumerate(self._rows))  # fmt: skip
+
+    def _told_of_cache(self, row: Row, calls: int) -> Row:
+        if self.bench.source == "cpu" or not row.bytes or row.bytes * calls >= COLD_BYTES:
+            return row
+        return dataclasses.replace(row, note="; ".join(filter(None, [row.note, "small: its data stays in the L2 cache"])))
 
     def _command(self, row: Row) -> str:
         words = ["tritonq bench", row.suite]

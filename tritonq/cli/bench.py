@@ -18,6 +18,7 @@ from .output import progress, say, table
 from .parser import UsageError
 
 TRIED_SHAPES, TRIED_M = "256x512", "1,16"  # what --device cpu takes where nothing else is asked for
+OF_THE_CPU = "the CPU is what is measured; contenders take turns call by call"
 RESULTS = ("benchmarks", "results")
 ROOFS = {"bytes_per_s": "copy {:.3g} TB/s", "flops_per_s": "bf16 product {:.3g} TFLOP/s", "int8_ops_per_s": "int8 product {:.3g} TOP/s"}
 
@@ -54,6 +55,10 @@ def run(args) -> int:
         report.require()  # before minutes of measuring
     if args.source:
         results = Results.read(args.source)
+        if args.json != "-":
+            _head(results)
+            for row in results.rows:
+                say(line(row))
     else:
         results = _measured(args)
     if args.json == "-":
@@ -79,7 +84,8 @@ def _measured(args) -> Results:
         _tell(f"NO RESULT: {CPU_NOTE}. Nothing below says how fast tritonq is on a GPU.")
     torch.manual_seed(0)
     limits = roofs(device) if needs_gpu else {}
-    results = Results(about=machine(device) | {"arguments": " ".join(_words(args))}, roofs=limits)
+    about = machine(device) | ({} if needs_gpu else {"protocol": OF_THE_CPU}) | {"arguments": " ".join(_words(args))}
+    results = Results(about=about, roofs=limits)
     work = [(suite, Bench(device=device, roofs=limits, with_peers=not args.no_peers, replays=args.replays, **found))
             for suite, found in zip(chosen, asked)]  # fmt: skip
     save = (lambda: results.write(Path(args.json))) if args.json not in (None, "-") else (lambda: None)
@@ -152,7 +158,8 @@ def line(row: Row) -> str:
 def _head(results: Results) -> None:
     about = results.about
     limits = ", ".join(ROOFS[name].format(value / 1e12) for name, value in results.roofs.items())
-    say(f"{about['device']}, torch {about['torch']}, triton {about['triton']}, {about['protocol']}; {about['state'] or 'no clocks known'}")
+    told = {name: about.get(name) for name in ("device", "torch", "triton", "tritonq", "commit", "protocol", "state")}
+    say(", ".join(f"{name} {value}" for name, value in told.items() if value is not None))
     if limits:
         say(f"measured roofs: {limits}")
 
