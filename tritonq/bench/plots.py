@@ -78,8 +78,8 @@ def floor(results: Results) -> Figure | None:
     lines, ms = unique((row.shape, row.scheme) for row in rows), sorted({row.m for row in rows})
     share = {(row.shape, row.scheme, row.m): 100 * row.of_floor for row in rows}
     values = [[share.get((*line, m), float("nan")) for m in ms] for line in lines]
-    figure, (axis,) = panels(1, "Share of the floor: 100 % is what this machine's measured roofs allow", rows,
-                              size=(3.2 + 0.62 * len(ms), 1.9 + 0.3 * len(lines)))  # fmt: skip
+    figure, (axis,) = panels(1, "Share of the floor", rows, size=(max(6.5, 3.2 + 0.62 * len(ms)), 2.1 + 0.3 * len(lines)))
+    axis.set_title("100 % is what this machine's measured copy and product allow", fontsize=10)
     image = axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for i, line in enumerate(values):
         for j, value in enumerate(line):
