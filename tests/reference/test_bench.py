@@ -9,15 +9,18 @@ import pytest
 import torch
 
 import tritonq
-from tritonq.bench import check, machine, peers, run, timing
+from tritonq.bench import check, end_to_end, launch, machine, peers, run, timing
 from tritonq.bench.backward import BACKWARD
+from tritonq.bench.decoder import TINY
 from tritonq.bench.matmul import MATMUL
 from tritonq.bench.quantize import DEQUANTIZE, QUANTIZE
 from tritonq.bench.results import Results, Row, with_speedups
 from tritonq.bench.shapes import Shape
 from tritonq.bench.suite import Bench, Case, Contest, Suite
+from tritonq.bench.suites import SUITES
 from tritonq.bench.timing import Times
 from tritonq.errors import InvalidProblemError
+from tritonq.plans.core import Target
 from tritonq.plans.descriptors import MatmulBackwardDesc, MatmulDesc
 from tritonq.plans.select import select
 
@@ -46,7 +49,7 @@ class FakeGraphs:
 
             def replay(self):
                 fake.replays.append(self)
-                fake.now += self.calls
+                fake.now += self.calls or 1
 
         class Event:
             def __init__(self, enable_timing):
@@ -355,3 +358,21 @@ def test_what_stays_in_a_cache_says_so(monkeypatch):
         contest.add(name, [lambda: None] * 2, bytes=size, note="differs")
     notes = {row.name: row.note for row in contest.times()}
     assert notes == {"small": "differs; small: its data stays in the L2 cache", "large": "differs", "none": "differs"}
+
+
+@pytest.mark.parametrize("name", [name for name, suite in SUITES.items() if suite.needs_gpu and name != "cold-start"])
+def test_what_a_gpu_takes_of_every_suite(name, monkeypatch):
+    """Graphs, copies, names and notes as on a GPU, above a CPU's tensors: the branches that --device cpu does not take."""
+    graphs = FakeGraphs(monkeypatch)
+    for module, values in ((timing, {"_on_cuda": lambda device: True, "MOST_COPIES": 3, "LEAST_REPLAYS": 1}), (Bench, {"source": "gpu"}),
+                           (end_to_end, {"LLAMA3_8B": TINY}), (launch, {"N": 32, "K": 128}),
+                           (Target, {"of": classmethod(lambda cls, device=None: cls(backend="reference"))})):  # fmt: skip
+        for key, value in values.items():
+            monkeypatch.setattr(module, key, value)
+    suite, into = SUITES[name], Results(about={}, roofs={})
+    schemes = tuple(suite.schemes.split(",")[:1]) if suite.schemes else ()
+    assert run.run([(suite, bench(schemes=schemes, ms=(2,), with_peers=True, replays=1))], into) == []
+    assert not into.faults and all(row.source == "gpu" and "--device" not in row.command for row in into.rows)
+    assert name == "launch" or len(graphs.captured) >= 2 or name == "decode"
+    assert {row.name for row in into.rows} & {"cuBLAS bf16", "copy"} or name == "decode"
+    assert not any(row.note.startswith("skipped: ") for row in into.rows if row.name == "tritonq")

@@ -21,10 +21,9 @@ def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | N
     A case that raises becomes a row with a fault and the next one follows: a run on a rented GPU must not end at its first problem.
     """
     until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    device = work[0][1].device if work else torch.device("cpu")
-    cases = [(suite, case) for suite, bench in work for case in suite.cases(bench)]
-    total, done, left_out = sum(case.steps for _, case in cases), 0, []
-    for suite, case in cases:
+    cases = [(suite, bench, case) for suite, bench in work for case in suite.cases(bench)]
+    total, done, left_out = sum(case.steps for *_, case in cases), 0, []
+    for suite, bench, case in cases:
         title, steps = f"{suite.name} {case.title}", 0
         if time.monotonic() > until:
             left_out.append(title)
@@ -32,10 +31,10 @@ def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | N
             continue
         progress(done, total, title)
         with contextlib.closing(case.run()) as problems:  # which drops its weights before the next case makes its own
-            for found in _each(problems, suite, case, device):
+            for found in _each(problems, suite, bench, case):
                 steps += 1
                 results.rows += found
-                results.about["after"] = state(device)
+                results.about["after"] = state(bench.device)
                 for row in found:
                     show(row)
                 save()
@@ -43,16 +42,15 @@ def run(work: list[tuple[Suite, Bench]], results: Results, *, minutes: float | N
                 if time.monotonic() > until and steps < case.steps:
                     left_out.append(f"{title}, {case.steps - steps} of {case.steps} problems")
                     break
-        if device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         done += case.steps
     return left_out
 
 
-def _each(problems: Iterator[list[Row]], suite: Suite, case: Case, device: torch.device) -> Iterator[list[Row]]:
+def _each(problems: Iterator[list[Row]], suite: Suite, bench: Bench, case: Case) -> Iterator[list[Row]]:
     """``problems``, and where one raises, a row that says so in place of the rest."""
     try:
         yield from problems
     except Exception as error:
-        source = "gpu" if device.type == "cuda" else "cpu"
-        yield [Row(suite=suite.name, op=case.title, name="tritonq", source=source, fault=f"failed: {first_line(error)}")]
+        yield [Row(suite=suite.name, op=case.title, name="tritonq", source=bench.source, fault=f"failed: {first_line(error)}")]
