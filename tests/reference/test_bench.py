@@ -14,7 +14,7 @@ from tritonq.bench.backward import BACKWARD
 from tritonq.bench.decoder import TINY
 from tritonq.bench.matmul import MATMUL
 from tritonq.bench.quantize import DEQUANTIZE, QUANTIZE
-from tritonq.bench.results import Results, Row, with_speedups
+from tritonq.bench.results import Results, Row, merged, with_speedups
 from tritonq.bench.shapes import Shape
 from tritonq.bench.suite import Bench, Case, Contest, Suite
 from tritonq.bench.suites import SUITES
@@ -281,6 +281,15 @@ def test_files_that_are_no_results_are_refused(change, said, tmp_path):
     with pytest.raises(InvalidProblemError, match=said) as error:
         Results.read(file)
     assert str(file) in str(error.value)
+
+
+def test_several_files_of_one_device_become_one():
+    untimed = Results(about={"device": "cpu"}, roofs={}, rows=[Row(suite="quality", op="noise", name="tritonq", figures={"sqnr_db": 1.0})])
+    one = merged([untimed, results(), results()])
+    assert one.about == {"device": "x"} and one.roofs == ROOFS and len(one.rows) == 5 and merged([untimed]) == untimed
+    other = dataclasses.replace(results(), about={"device": "y"})
+    with pytest.raises(InvalidProblemError, match="times of x and y"):
+        merged([results(), other])
 
 
 def test_a_file_that_is_not_json_is_refused(tmp_path):

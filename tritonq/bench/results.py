@@ -133,6 +133,19 @@ class Results:
         return cls(about=data["about"], roofs=data["roofs"], rows=rows)
 
 
+def merged(parts: list[Results]) -> Results:
+    """The rows of several files in one; machine and roofs are those of the first that has times.
+
+    Raises:
+        InvalidProblemError: times of different devices, which no picture may show side by side.
+    """
+    timed = [part for part in parts if any(row.us is not None for row in part.rows)] or parts
+    devices = sorted({str(part.about.get("device")) for part in timed})
+    if len(devices) > 1:
+        raise InvalidProblemError(f"times of {' and '.join(devices)} do not belong in one report; name files of one device")
+    return Results(about=timed[0].about, roofs=timed[0].roofs, rows=[row for part in parts for row in part.rows])
+
+
 def with_speedups(rows: Iterable[Row]) -> list[Row]:
     """Rows of one measurement, each with its rivals' times over its own: those of the same scheme, and those that quantize nothing."""
     rows = list(rows)

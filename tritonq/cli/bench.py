@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..bench.results import Results, Row
+from ..bench.results import Results, Row, merged
 from ..bench.run import run as run_suites
 from ..bench.shapes import MODELS, shapes
 from ..bench.suite import Bench, Suite
@@ -40,7 +40,8 @@ def add_command(commands) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the same code on small shapes: no result")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     parser.add_argument("--json", metavar="FILE", help="write the rows here after every problem; - for stdout, at the end")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing, read the rows of an earlier --json")
+    parser.add_argument("--from", dest="sources", action="append", metavar="FILE",
+                        help="measure nothing, read the rows of an earlier --json (repeat: several files of one device in one report)")  # fmt: skip
     parser.add_argument("--plot", metavar="DIR", help="write report.html and PNGs here (needs matplotlib)")
     parser.set_defaults(run=run)
 
@@ -53,8 +54,8 @@ def run(args) -> int:
         from ..bench import report
 
         report.require()  # before minutes of measuring
-    if args.source:
-        results = Results.read(args.source)
+    if args.sources:
+        results = merged([Results.read(source) for source in args.sources])
         if args.json != "-":
             _head(results)
             for row in results.rows:
