@@ -41,7 +41,7 @@ def add_command(commands) -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     parser.add_argument("--json", metavar="FILE", help="write the rows here after every problem; - for stdout, at the end")
     parser.add_argument("--from", dest="sources", action="append", metavar="FILE",
-                        help="measure nothing, read the rows of an earlier --json (repeat: several files of one device in one report)")  # fmt: skip
+                        help="measure nothing, read the rows of an earlier --json (repeat: files of one device in one report)")  # fmt: skip
     parser.add_argument("--plot", metavar="DIR", help="write report.html and PNGs here (needs matplotlib)")
     parser.set_defaults(run=run)
 
