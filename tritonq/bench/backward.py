@@ -19,7 +19,7 @@ def _rows(bench: Bench, shape: Shape) -> Iterator[list[Row]]:
     _, n, k = shape
     dense = bench.weights(shape)
     judges = {scheme: quantize(dense[0], scheme) for scheme in bench.schemes}
-    ours = {scheme: bench.quantized(dense, scheme, quantize) for scheme in bench.schemes}
+    ours = {scheme: bench.quantized(dense, scheme) for scheme in bench.schemes}
     for m in bench.ms:
         contest = Contest(bench, "backward", "matmul_backward", shape, m, flops=2 * m * n * k)
         dy = bench.randn(m, n)

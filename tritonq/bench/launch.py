@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ..nn.modules import QuantLinear
-from ..ops import matmul, quantize
+from ..ops import matmul
 from ..plans.descriptors import MatmulDesc
 from ..plans.select import select
 from . import check
@@ -24,7 +24,7 @@ def _rows(bench: Bench) -> Iterator[list[Row]]:
     (n, k), queued = ((N, K), 50) if bench.source == "gpu" else (TRIED, 5)
     dense = bench.randn(n, k)
     for scheme in bench.schemes:
-        q = bench.quantized([dense], scheme, quantize)[0]
+        q = bench.quantized([dense], scheme)[0]
         layer, flat = QuantLinear(q, layout=q.layout), q.flat()
         for m in bench.ms:
             x = bench.randn(m, k)

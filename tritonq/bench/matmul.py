@@ -29,7 +29,7 @@ class Weights:
         self.bench, self.shape = bench, shape
         self.dense = bench.weights(shape)
         self.judges = {scheme: quantize(self.dense[0], scheme) for scheme in bench.schemes}
-        self.ours = {scheme: bench.quantized(self.dense, scheme, quantize) for scheme in bench.schemes}
+        self.ours = {scheme: bench.quantized(self.dense, scheme) for scheme in bench.schemes}
         self.peers: list[tuple[Peer, str, list[Product] | str]] = [
             (peer, scheme, self._make(peer, weights)) for scheme, weights in self.ours.items()
             for peer in PEERS if bench.with_peers and scheme in peer.schemes

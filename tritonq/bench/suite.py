@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..nn.weight import best_layout
+from ..ops import quantize
 from ..plans.core import dtype_name
 from ..qtensor import QTensor
 from ..scheme import Scheme
@@ -48,7 +49,7 @@ class Bench:
         """Random bfloat16 matrices ``[n, k]`` with products of about unit size, as many as a round needs."""
         return [self.randn(shape.n, shape.k).mul_(shape.k**-0.5) for _ in range(self.copies(2 * shape.n * shape.k))]
 
-    def quantized(self, dense: list[torch.Tensor], scheme: str, quantize: Callable[[torch.Tensor, str], QTensor]) -> list[QTensor]:
+    def quantized(self, dense: list[torch.Tensor], scheme: str) -> list[QTensor]:
         """``dense`` in the layout of this device's fastest kernel, as many as a round needs."""
         layout = best_layout(Scheme.parse(scheme), torch.bfloat16, self.device)
         first = quantize(dense[0], scheme).relayout(layout)
