@@ -230,6 +230,15 @@ def test_a_peer_that_breaks_or_is_wrong_costs_only_itself(monkeypatch):
     assert [name for name, row in rows.items() if row.us] == ["torch bf16", "tritonq"]
 
 
+def test_a_peer_that_tunes_for_long_is_left_out_of_further_m(monkeypatch):
+    peer = peers.Peer("slow", ("int4.g128",), lambda w, q: lambda x: x @ q.dequantize(x.dtype).T)
+    monkeypatch.setattr("tritonq.bench.matmul.PEERS", (peer,))
+    monkeypatch.setattr("tritonq.bench.matmul.PATIENCE", -1.0)
+    found = [row for rows in next(MATMUL.cases(bench(with_peers=True))).run() for row in rows if row.name == "slow"]
+    assert [bool(row.us) for row in found] == [True, False] and [row.m for row in found] == [1, 3]
+    assert found[1].note == "skipped: its first call at M=1 took 0 s, so no further M of this shape"
+
+
 # ---- records
 
 

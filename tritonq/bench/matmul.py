@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -18,6 +19,7 @@ from .shapes import Shape
 from .suite import Bench, Case, Contest, Suite, library_sku, product_bytes
 from .timing import first_line
 
+PATIENCE = 30.0  # seconds of a peer's first call, in which some compile and tune
 # Decode kernels to try: warps (4: wgmma on Hopper), copies in flight before a weight is used (1: straight to registers), split.
 EXPERIMENT = [dict(num_warps=warps, STAGES=stages, SPLIT_K=split) for warps in (2, 4) for stages in (1, 3, 5) for split in (1, 2, 4, 8)]
 
@@ -30,10 +32,10 @@ class Weights:
         self.dense = bench.weights(shape)
         self.judges = {scheme: quantize(self.dense[0], scheme) for scheme in bench.schemes}
         self.ours = {scheme: bench.quantized(self.dense, scheme) for scheme in bench.schemes}
-        self.peers: list[tuple[Peer, str, list[Product] | str]] = [
-            (peer, scheme, self._make(peer, weights)) for scheme, weights in self.ours.items()
+        self.peers: dict[tuple[Peer, str], list[Product] | str] = {
+            (peer, scheme): self._make(peer, weights) for scheme, weights in self.ours.items()
             for peer in PEERS if bench.with_peers and scheme in peer.schemes
-        ]  # fmt: skip
+        }  # fmt: skip
 
     def _make(self, peer: Peer, weights: list[QTensor]) -> list[Product] | str:
         """A peer's products, one per copy, or the reason why there are none."""
@@ -58,7 +60,7 @@ class Weights:
             calls = [partial(plan.run, x, q, workspace=workspace) for q in weights]
             contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k),
                         check=partial(check.product, plan, x, weights[0], self.judges[scheme]))  # fmt: skip
-        for peer, scheme, products in self.peers:
+        for (peer, scheme), products in list(self.peers.items()):
             self._add_peer(contest, x, peer, scheme, products)
         return contest.times()
 
@@ -72,7 +74,11 @@ class Weights:
         def distance() -> str:
             rows, features = check.sample(m, check.ROWS, x.device), check.sample(q.shape[0], check.COLUMNS, x.device)
             _, weight = check.decoded_rows(self.judges[scheme], features)
-            return check.far(products[0](x)[rows][:, features], x[rows].double() @ weight.T, peer.distance)
+            started = time.monotonic()
+            got = products[0](x)
+            if (seconds := time.monotonic() - started) > PATIENCE:
+                self.peers[peer, scheme] = f"its first call at M={m} took {seconds:.0f} s, so no further M of this shape"
+            return check.far(got[rows][:, features], x[rows].double() @ weight.T, peer.distance)
 
         contest.add(peer.name, [partial(product, x) for product in products], check=distance,
                     bytes=product_bytes(q.nbytes, m, *q.shape), **common,
