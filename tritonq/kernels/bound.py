@@ -45,7 +45,7 @@ class BoundMatmul:
         self.launcher = None if 0 in shape else gpu.Launcher(kernel, grid, self._like(x, bias, residual), {
             "M": m, "N": n, "K": k, "x_row": x.stride(0), "x_col": x.stride(1), "bias_step": 0 if bias is None else bias.stride(0),
             "residual_row": 0 if residual is None else residual.stride(0), "residual_col": 0 if residual is None else residual.stride(1),
-            **sizes, **constants,
+            "enable_fp_fusion": True, **sizes, **constants,  # said aloud: the default is about to change in Triton
         })  # fmt: skip
 
     def run(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,

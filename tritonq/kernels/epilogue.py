@@ -49,4 +49,5 @@ def epilogue(sums: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None, a
         residual_row=0 if residual is None else residual.stride(0), residual_col=0 if residual is None else residual.stride(1),
         bias_step=0 if bias is None else bias.stride(-1), bias_half=0 if bias is None else bias.stride(0),
         ACTIVATION=ACTIVATIONS[activation], GATED=activation in GATED, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
+        enable_fp_fusion=True,
     )  # fmt: skip

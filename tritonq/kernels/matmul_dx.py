@@ -83,6 +83,6 @@ def matmul_dx(dy: torch.Tensor, q: QTensor, config: dict[str, int], workspace: t
     matmul_dx_tiles[(triton.cdiv(k, config["BLOCK_K"]) * tiles_m, split)](
         dy_ptr=dy, out_ptr=out, partial_ptr=partial, counter_ptr=counter, M=m, dy_row=dy.stride(0), dy_col=dy.stride(1),
         tiles_m=tiles_m, per_split=-(-tiles_n // split), partial_size=m * k,
-        DOT=arguments["COMPUTE"] if arguments["COMPUTE"] == tl.float64 else _DOT[dy.dtype], **(arguments | config),
+        DOT=arguments["COMPUTE"] if arguments["COMPUTE"] == tl.float64 else _DOT[dy.dtype], enable_fp_fusion=True, **(arguments | config),
     )  # fmt: skip
     return out
