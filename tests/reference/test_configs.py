@@ -165,12 +165,15 @@ def test_what_an_entry_does_not_serve(folders):
     assert tritonq.select(dataclasses.replace(problem(), target=Target.of("cpu"))).kernel.name == "reference"
 
 
-def test_measured_entries_before_predicted_ones_and_near_shapes_before_far_ones(folders):
+def test_near_shapes_before_far_ones_and_predictions_for_their_own_shape_alone(folders):
     own, _ = folders
     put(own, entry(16, n=4096 + 64, measured=False), entry(8, n=5000), entry(1, n=6000))
     assert chosen(problem()) == ("matmul_frag", 8)
     put(own, entry(16, n=4096 + 64, measured=False))
+    assert "config: heuristic" in tritonq.explain(problem())
+    put(own, entry(16, measured=False))
     assert chosen(problem()) == ("matmul_frag", 16) and "a model's prediction, not measured" in tritonq.explain(problem())
+    assert "config: heuristic" in tritonq.explain(problem(dtype=torch.float16))
 
 
 def test_float16_takes_what_bfloat16_has(folders):

@@ -125,14 +125,15 @@ class ConfigFile:
         return found
 
     def near(self, desc: Desc, farthest: float) -> list[tuple[float, Entry]]:
-        """Entries for ``desc``'s scheme, layout and bucket, and how far their shape is; measured ones first, then the nearest.
+        """Entries for ``desc``'s scheme, layout and bucket, and how far their shape is, the nearest first.
 
+        A prediction is for its own shape alone: for another one the heuristic knows as much.
         The distance adds up ``abs(log2)`` of the ratios of n and of k, and OTHER_DTYPE where float16 stands in for bfloat16 or the reverse.
         """
         m = bucket(desc.m) if hasattr(desc, "m") else None
         found = [(_distance(entry, desc), entry) for entry in self._by_form.get((desc.scheme, desc.layout, m), ())]
-        found = [(distance, entry) for distance, entry in found if distance <= farthest]
-        return sorted(found, key=lambda pair: (not pair[1].measured, pair[0]))
+        found = [(distance, entry) for distance, entry in found if distance <= (farthest if entry.measured else 0.0)]
+        return sorted(found, key=lambda pair: pair[0])
 
     def text(self) -> str:
         """The file; :func:`parse` of it gives the same again."""
