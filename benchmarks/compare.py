@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,23 +58,36 @@ class Comparison:
         return "\n".join([*lines, f"{len(self.changes)} rows compared, {len(self.lost)} lost"])
 
 
+class Waiting:
+    """Rows of BASE by key, each to be taken once; rows with one key are taken in their order."""
+
+    def __init__(self, rows: Iterable, key: Callable[[object], tuple]):
+        self._rows: dict[tuple, list] = {}
+        for row in rows:
+            self._rows.setdefault(key(row), []).append(row)
+
+    def take(self, key: tuple):
+        return self._rows[key].pop(0) if self._rows.get(key) else None
+
+    def take_only(self, key: tuple):
+        """The row of ``key`` where there is no other; of several nobody knows which is meant."""
+        return self.take(key) if len(self._rows.get(key, [])) == 1 else None
+
+    def left(self) -> list:
+        return [row for rows in self._rows.values() for row in rows]
+
+
 def measured(base: Results, new: Results) -> Comparison:
     """Two runs of `tritonq bench`."""
-    exact = {_key(row) + (row.sku,): row for row in base.rows}
-    loose: dict[tuple, list[Row]] = {}
-    for row in base.rows:
-        loose.setdefault(_key(row), []).append(row)
-    changes, used, only_new = [], set(), []
-    for row in new.rows:
-        old, note = exact.get(_key(row) + (row.sku,)), ""
-        if old is None and len(alike := loose.get(_key(row), [])) == 1:
-            old, note = alike[0], f"sku was {alike[0].sku}"
-        if old is None:
-            only_new.append(_name(row))
-            continue
-        used.add(id(old))
-        changes.append(Change(_name(row), _time(old), _time(row), _slower(old, row), note))
-    return Comparison(changes, [_name(row) for row in base.rows if id(row) not in used], only_new)
+    waiting = Waiting(base.rows, lambda row: (*_key(row), row.sku))
+    pairs = [(row, waiting.take((*_key(row), row.sku))) for row in new.rows]
+    others = Waiting(waiting.left(), _key)  # whose sku NEW has not: the config of a problem may have changed
+    pairs = [(row, old or others.take_only(_key(row))) for row, old in pairs]
+    changes = [
+        Change(_name(row), _time(old), _time(row), _slower(old, row), f"sku was {old.sku}" if old.sku != row.sku else "")
+        for row, old in pairs if old is not None
+    ]  # fmt: skip
+    return Comparison(changes, [_name(row) for row in others.left()], [_name(row) for row, old in pairs if old is None])
 
 
 def _key(row: Row) -> tuple:
@@ -101,18 +114,21 @@ def _slower(old: Row, new: Row) -> str:
 
 
 def static(base: Iterable[dict], new: Iterable[dict]) -> Comparison:
-    """Rows of benchmarks/results/codegen.json, of one release of Triton each."""
-    known = {(row["kernel"], row["problem"]): row for row in base}
+    """Rows of benchmarks/results/codegen.json, of one release of Triton each; a problem may launch a kernel more than once."""
+    waiting = Waiting(base, _problem)
     changes, only_new = [], []
     for row in new:
-        old = known.pop((row["kernel"], row["problem"]), None)
-        name = f"{row['kernel']} {row['problem']}"
+        old, name = waiting.take(_problem(row)), " ".join(_problem(row))
         if old is None:
             only_new.append(name)
             continue
         note = f"tile was {old['tile']}, is {row['tile']}" if old["tile"] != row["tile"] else ""
         changes.append(Change(name, _figures(old), _figures(row), _worse(old, row), note))
-    return Comparison(changes, [f"{kernel} {problem}" for kernel, problem in known], only_new)
+    return Comparison(changes, [" ".join(_problem(row)) for row in waiting.left()], only_new)
+
+
+def _problem(row: dict) -> tuple[str, str]:
+    return row["kernel"], row["problem"]
 
 
 def _figures(row: dict) -> str:

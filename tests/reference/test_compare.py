@@ -59,8 +59,24 @@ def test_several_configs_of_a_problem_stay_apart(tool, tmp_path):
     """The suite decode: one row a config, told apart by the sku alone."""
     slow = [row(sku="a.s1"), row(sku="a.s2", us=300.0, p20=299.0, p80=301.0)]
     assert tool.main(files(tmp_path, slow, list(reversed(slow)))) == 0
+    assert tool.main(files(tmp_path, slow, [row(sku="a.s8", us=900.0, p20=900.0, p80=900.0)])) == 0  # which of the two was it?
     worse = [slow[0], dataclasses.replace(slow[1], us=400.0, p20=399.0, p80=401.0)]
     assert tool.main(files(tmp_path, slow, worse)) == 1
+
+
+@pytest.mark.parametrize("name", ["codegen", "cpu", "quality"])
+def test_a_file_is_no_worse_than_itself(name, tool, capsys):
+    """Problems that launch a kernel more than once, and contenders that are measured beside each scheme, are told apart."""
+    file = str(CODEGEN.with_name(f"{name}.json"))
+    assert tool.main([file, file]) == 0
+    out = capsys.readouterr().out
+    assert "only in" not in out and ", 0 lost" in out
+
+
+def test_rows_of_one_name_are_taken_in_their_order(tool, tmp_path):
+    copies = [row(name="copy", us=us, p20=us, p80=us) for us in (10.0, 20.0, 30.0)]
+    assert tool.main(files(tmp_path, copies, copies)) == 0
+    assert tool.main(files(tmp_path, copies, [copies[0], dataclasses.replace(copies[1], us=25.0, p20=25.0, p80=25.0), copies[2]])) == 1
 
 
 def test_only_one_device_can_be_compared(tool, tmp_path, capsys):
