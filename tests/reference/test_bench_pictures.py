@@ -125,7 +125,10 @@ def test_the_pictures_of_the_readme():
     runs = json.loads((ROOT / "benchmarks" / "results" / "codegen.json").read_text())["runs"]
     figure = plots.instructions(runs)
     said = texts(figure)
-    assert "not run on a GPU" in said and "as usually written" in said and "nf4.g64" in said
+    assert "not run on a GPU" in said and "as usually written" in said and "nf4.g64" in said and "4096 x 14336" in said
+    want = [row["per_weight"] for row in runs[0]["rows"] if row["kernel"] == "matmul_frag" and row["scheme"] == "int4.g128"
+            and (row["arch"], row["dtype"], row["n"], row["k"], row["m"]) == (90, "bfloat16", 4096, 14336, 16)]  # fmt: skip
+    assert want and f"{want[0]:.1f}" in said.split()
     for name in ("instructions", "quality"):
         path = ROOT / "docs" / f"{name}.png"
         assert path.stat().st_size < 120_000 and ink(imread(path)) > 0.01, "python docs/generate.py --pictures"

@@ -171,11 +171,14 @@ def instructions(runs: list[dict], arch: int = 90, dtype: str = "bfloat16") -> F
     run = runs[0]
     rows = [row for row in run["rows"] if (row["arch"], row["dtype"]) == (arch, dtype)]
     yard = next(row["per_weight"] for row in rows if row["kernel"] == "peer_style")
-    schemes = unique(row["scheme"] for row in rows if row["kernel"] == "matmul_frag" and row["m"] == 16)
-    title = f"Instructions per weight in the compiled main loop, sm_{arch}, {dtype} (Triton {run['triton']})"
+    ours = [row for row in rows if row["kernel"] == "matmul_frag"]
+    n, k = ours[0]["n"], ours[0]["k"]  # the shape that every scheme was compiled for stands first
+    ours = [row for row in ours if (row["n"], row["k"]) == (n, k)]
+    schemes = unique(row["scheme"] for row in ours if row["m"] == 16)
+    title = f"Instructions per weight in the compiled main loop, {n} x {k}, sm_{arch}, {dtype} (Triton {run['triton']})"
     figure, (axis,) = panels(1, title, [], size=(9.5, 4.6))
     for i, m in enumerate((1, 16)):
-        some = {row["scheme"]: row["per_weight"] for row in rows if (row["kernel"], row["m"]) == ("matmul_frag", m)}
+        some = {row["scheme"]: row["per_weight"] for row in ours if row["m"] == m}
         at = [j for j, scheme in enumerate(schemes) if scheme in some]
         bars = axis.bar([j + 0.4 * i - 0.2 for j in at], [some[schemes[j]] for j in at], 0.38, color=COLOURS[i], hatch=("", "//")[i],
                         edgecolor="white", label=f"tritonq matmul_frag, M = {m}")  # fmt: skip
