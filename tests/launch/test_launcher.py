@@ -10,6 +10,7 @@ import tritonq
 from tests.launch.cases import HALF, K, N, launches, no_jit, weight
 from tritonq.errors import UnsupportedError
 from tritonq.kernels import launcher as module
+from tritonq.kernels import split_k
 
 
 def product(layout: str = "frag", m: int = 3, **kind):
@@ -95,7 +96,7 @@ def test_threads_build_once(stub) -> None:
     assert stub.loads == before[1] + 1
 
 
-def test_capture(stub) -> None:
+def test_capture(stub, monkeypatch) -> None:
     q, x = weight("int4.g32", "frag"), torch.zeros(3, K, dtype=HALF)
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     stub.capture(True)
@@ -108,11 +109,31 @@ def test_capture(stub) -> None:
     plan.run(x, q)  # outside: the stream's own counters
     outside = launches(stub, lambda: plan.run(x, q))[-1]["parameters"][4:6]
     stub.capture(True)
+    monkeypatch.setattr(torch, "zeros", None)  # a launch more in every replay
     with no_jit():
         plan.run(x, q)
-    inside = launches(stub, lambda: plan.run(x, q))[-1]["parameters"][4:6]
+    inside = [launches(stub, lambda: plan.run(x, q))[-1]["parameters"][5] for _ in range(3)]
     assert stub.loads == before[1] + 1
-    assert not set(outside) & set(inside), "a graph has counters and sums of its own"
+    assert len({outside[1], *inside}) == 4, "each captured product has counters of its own"
+
+
+def test_a_capture_without_anything_ahead_makes_its_counters_itself(stub, monkeypatch) -> None:
+    q, x = weight("int4.g32", "frag"), torch.zeros(3, K, dtype=HALF)
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
+    plan.prepare(x, q)
+    monkeypatch.setattr(split_k, "_for_graphs", {})
+    made, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, **how: (made.append(size), zeros(*size, **how))[1])
+    stub.capture(True)
+    plan.run(x, q)
+    assert made == [(N // 64,)], "as many as there are tiles"
+    stub.capture(False)
+    plan.prepare(x, q)
+    few = split_k._for_graphs[0]
+    few._left = 40
+    assert few.take(33).numel() == 33 and few._left == 40 and few.take(32).numel() == 32 and few._left == 8
+    few.refill()
+    assert few._left == few.CHUNK and len(few._chunks) == 2, "what is given out is never freed"
 
 
 def test_prepare_an_unaligned_x(stub) -> None:

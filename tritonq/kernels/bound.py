@@ -8,7 +8,7 @@ import torch
 
 from ..qtensor import QTensor
 from . import launcher as gpu
-from .split_k import scratch
+from .split_k import reserve, scratch
 
 _address = torch.Tensor.data_ptr
 
@@ -60,7 +60,7 @@ class BoundMatmul:
                 return self.run(x, q, bias, residual, workspace)
         out, split, split_at = self._empty(self.shape, self.strides, self.dtype), self._unsplit, self._unsplit
         if self.sums:
-            sums, counters = scratch(self.device, index, 0 if workspace is not None else self.sums)
+            sums, counters = scratch(self.device, index, 0 if workspace is not None else self.sums, self.launcher.grid[0])
             split = (sums if workspace is None else workspace), counters
             split_at = split[0].data_ptr(), counters.data_ptr()
         bits = x_at = x.data_ptr()
@@ -83,6 +83,8 @@ class BoundMatmul:
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Compile and load for tensors like these, launching nothing."""
         if self.launcher is not None:
+            if self.sums:
+                reserve(self.device, self.launcher.device)
             self.launcher.prepare(*self._like(x, bias, residual))
 
     def _look_again(self) -> int:

@@ -75,12 +75,12 @@ def matmul_dx(dy: torch.Tensor, q: QTensor, config: dict[str, int], workspace: t
     out = torch.empty(m, k, dtype=dy.dtype, device=dy.device)
     if not out.numel():
         return out
-    partial, counter = None, None
-    if split > 1:
-        partial, counter = partial_sums(workspace, split * m * k, dy.device)
     arguments = tile_arguments(q, dy.dtype, config["BLOCK_K"])
     tiles_m, tiles_n = triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(n, config["BLOCK_N"])
-    matmul_dx_tiles[(triton.cdiv(k, config["BLOCK_K"]) * tiles_m, split)](
+    tiles, partial, counter = triton.cdiv(k, config["BLOCK_K"]) * tiles_m, None, None
+    if split > 1:
+        partial, counter = partial_sums(workspace, split * m * k, tiles, dy.device)
+    matmul_dx_tiles[(tiles, split)](
         dy_ptr=dy, out_ptr=out, partial_ptr=partial, counter_ptr=counter, M=m, dy_row=dy.stride(0), dy_col=dy.stride(1),
         tiles_m=tiles_m, per_split=-(-tiles_n // split), partial_size=m * k,
         DOT=arguments["COMPUTE"] if arguments["COMPUTE"] == tl.float64 else _DOT[dy.dtype], enable_fp_fusion=True, **(arguments | config),

@@ -5,6 +5,8 @@ not depend on which came last.
 """
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from .._triton import jit, tl
@@ -71,26 +73,66 @@ def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
     return 4 * config["SPLIT_K"] * m * n if config["SPLIT_K"] > 1 else 0
 
 
-def partial_sums(workspace: torch.Tensor | None, sums: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """``sums`` float32 at the start of the caller's workspace (aligned, contiguous), or this stream's own; and the counters."""
-    own, counters = scratch(device, device.index if device.type == "cuda" else None, 0 if workspace is not None else sums)
+def partial_sums(workspace: torch.Tensor | None, sums: int, tiles: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``sums`` float32 at the start of the caller's workspace (aligned, contiguous), or this stream's own; and a counter a tile."""
+    index = device.index if device.type == "cuda" else None
+    own, counters = scratch(device, index, 0 if workspace is not None else sums, tiles)
     return own if workspace is None else workspace.view(-1).view(torch.uint8)[: 4 * sums].view(torch.float32), counters
 
 
+class GraphCounters:
+    """Counters of one GPU for products in CUDA graphs: zeros made ahead, since to make them inside would be one launch more per product.
+
+    A part is never given out twice: graphs may be replayed side by side, and at any time, so that it is never given back either.
+    """
+
+    CHUNK = 2**20  # 4 MiB: some seven thousand captured products
+
+    def __init__(self, device: torch.device):
+        self._device, self._chunks, self._left, self._lock = device, [], 0, threading.Lock()
+
+    def refill(self) -> None:
+        """Have enough for a capture to come; not while one is under way."""
+        with self._lock:
+            if self._left < self.CHUNK // 2:
+                self._chunks.append(torch.zeros(self.CHUNK, dtype=torch.int32, device=self._device))
+                self._left = self.CHUNK
+                int(self._chunks[-1][0])  # wait: no stream that replays a graph knows of this one
+
+    def take(self, tiles: int) -> torch.Tensor:
+        """``tiles`` zeros; where none are left, made by the graph in every replay."""
+        size = -(-tiles // 32) * 32  # lines of 128 bytes
+        with self._lock:
+            if size > self._left:
+                return torch.zeros(tiles, dtype=torch.int32, device=self._device)
+            first = self.CHUNK - self._left
+            self._left -= size
+            return self._chunks[-1][first : first + tiles]
+
+
 _scratch: dict[tuple[int | None, int], tuple[torch.Tensor, torch.Tensor]] = {}
+_for_graphs: dict[int, GraphCounters] = {}
 
 
-def scratch(device: torch.device, index: int | None, sums: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At least ``sums`` float32 of any contents, and counters: zeros that every launch leaves as zeros.
+def reserve(device: torch.device, index: int | None) -> None:
+    """Prepare for products of GPU ``index`` in CUDA graphs, outside of any."""
+    if index is not None:
+        _for_graphs.setdefault(index, GraphCounters(device)).refill()
+
+
+def scratch(device: torch.device, index: int | None, sums: int, tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At least ``sums`` float32 of any contents, and ``tiles`` counters: zeros that every launch leaves as zeros.
 
     One of each per GPU (``index``; None on the CPU) and stream, because launches on a stream do not overlap; the sums are of few tiles, so
-    that they stay below a few MB. While a CUDA graph is captured both belong to the graph: it may be replayed on any stream.
+    that they stay below a few MB. A product that is captured in a CUDA graph has its own, since the graph may be replayed on any stream.
     """
     if index is not None and torch.cuda.is_current_stream_capturing():
-        return torch.empty(sums, dtype=torch.float32, device=device), torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
+        own = _for_graphs.get(index) or GraphCounters(device)
+        return torch.empty(sums, dtype=torch.float32, device=device), own.take(tiles)
     key = index, 0 if index is None else current_stream(index)
     found = _scratch.get(key)
     if found is None or found[0].numel() < sums:
+        reserve(device, index)
         zeros = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device) if found is None else found[1]
         found = _scratch[key] = torch.empty(sums, dtype=torch.float32, device=device), zeros
     return found
