@@ -48,3 +48,4 @@ def test_the_experiment_tries_configs_that_the_kernel_takes(as_on_a_gpu, monkeyp
     monkeypatch.setattr("tritonq.bench.matmul.EXPERIMENT", [{"num_warps": 4}, {"SPLIT_K": 3}])
     rows = [row for case in DECODE.cases(BENCH) for found in case.run() for row in found]
     assert [row.us for row in rows] == [1.0, 1.0] and len({row.sku for row in rows}) == 2
+    assert [row.note.endswith("(as chosen)") for row in rows] == [True, False] and "num_warps=4" in rows[1].note

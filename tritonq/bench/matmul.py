@@ -94,7 +94,9 @@ class Weights:
         taken = [config for config in changed if chosen.kernel.config_ok(chosen.desc, config) and config != chosen.config]
         for plan in [chosen, *(dataclasses.replace(chosen, config=config) for config in taken)]:
             calls = [partial(plan.run, x, q) for q in weights]
-            contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k),
+            config = " ".join(f"{name}={value}" for name, value in plan.config.items())
+            note = config + " (as chosen)" * (plan is chosen)
+            contest.add("tritonq", calls, scheme=scheme, sku=str(plan.sku()), bytes=product_bytes(weights[0].nbytes, m, n, k), note=note,
                         optional=True,
                         check=partial(check.product, plan, x, weights[0], self.judges[scheme]))  # fmt: skip
         return sorted(contest.times(), key=lambda row: row.us or float("inf"))
