@@ -95,6 +95,13 @@ def test_problems_are_buckets_of_what_a_kernel_takes():
         problems(SHAPES, [INT4], [1], ["x"], torch.bfloat16, TARGET)
 
 
+def test_the_backward_takes_whole_tiles_of_frag():
+    (dx,), _ = problems(SHAPES[:1], [INT4], [16], ["matmul_dx"], torch.bfloat16, TARGET)
+    space = dx.kernel.space(dx.desc)
+    assert dx.desc.layout == "frag" and len(space) > 4 and all(min(c["BLOCK_N"], c["BLOCK_K"]) >= 64 for c in space)
+    assert "tiles of 64 rows" in dx.kernel.config_ok(dx.desc, space[0] | {"BLOCK_N": 32}).reason
+
+
 @pytest.mark.parametrize(
     ("times", "predicted", "expected"),
     [

@@ -52,7 +52,7 @@ def test_pruned_by_rule_code_and_model_in_this_order(compiled):
     assert "bytes per thread (96 registers)" in by_kind["spills"].reason and by_kind["spills"].config["BLOCK_N"] == 128
     assert "1.5 times the heuristic's" in by_kind["instructions"].reason
     assert "shared memory" in by_kind["does not fit"].reason or "schedulers idle" in by_kind["occupancy"].reason
-    assert by_kind["later by the model"].config["SPLIT_K"] == 1 and "2 others come first" in by_kind["later by the model"].reason
+    assert by_kind["later by the model"].config["SPLIT_K"] == 1 and "2 come first" in by_kind["later by the model"].reason
     assert all(candidate.prediction for candidate in found if not candidate.kind)
     assert not any(constants["BLOCK_K"] == 64 for constants in compiled)  # what a rule forbids is not compiled
 

@@ -106,11 +106,13 @@ def _backward_space(desc: MatmulBackwardDesc) -> list[Config]:
 
 
 def _dx_ok(desc: MatmulBackwardDesc, config: Config) -> Status:
-    """Splits of N that each have a tile, and counters for the tiles of K."""
+    """Whole tiles of the layout, splits of N that each have a tile, and counters for the tiles of K."""
     if desc.scheme.decode_dtype(desc.dtype) == torch.float64:
         return among(config, {name: (value,) for name, value in _dx_config(desc).items()})
     if not (status := among(config, _DX_FIELDS)):
         return status
+    if desc.layout == "frag" and min(config["BLOCK_N"], config["BLOCK_K"]) < 64:
+        return Status(f"decodes tiles of 64 rows and columns from layout frag, got {config['BLOCK_N']} x {config['BLOCK_K']}")
     return split_ok(config["SPLIT_K"], -(-desc.n // config["BLOCK_N"]), -(-desc.k // config["BLOCK_K"]) * -(-desc.m // config["BLOCK_M"]))
 
 

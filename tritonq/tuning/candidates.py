@@ -107,7 +107,7 @@ class Planner:
         timed, rest = [guesses[0]], [guess for guess in guesses[1:] if guess.kind]
         for guess in ordered:
             if len(timed) >= self.most:
-                what = f"predicted {guess.us:.2f} us; {self.most} others come first"
+                what = f"predicted {guess.us:.2f} us; {self.most} come first"
                 rest.append(replace(guess, kind="later by the model", reason=what if guess.prediction else what.split("; ")[1]))
                 continue
             found, _ = self._looked_at(problem, guess.config, limits)
@@ -131,7 +131,7 @@ class Planner:
             kind, reason = limits.broken(rows)
             prediction = self._predicted(rows) if not kind or heuristic else None
         except Exception as error:  # whatever Triton raises: a candidate less, not the end of the run
-            kind, reason = "does not compile", f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            kind, reason = "does not compile", _reason(error)
         if heuristic:
             kind = reason = ""
         return Candidate(config=config, heuristic=heuristic, kind=kind, reason=reason, prediction=prediction), rows
@@ -144,6 +144,15 @@ class Planner:
             return predict(rows[0], self.machine)
         except UnsupportedError:
             return None
+
+
+def _reason(error: Exception) -> str:
+    """One line. Triton wraps an error in one per function, each with a listing; what is wrong is at the bottom."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")] or [""]
+    text = lines[-1] if lines[0].startswith("at ") else lines[0]
+    return f"{type(error).__name__}: {text}"[:200]
 
 
 def _in_turn(guesses: list[Candidate]) -> list[Candidate]:
