@@ -1,5 +1,6 @@
 """The tuner without a GPU: decisions, recording, going on, stopping, refusing; with made-up candidates and times, and a real engine."""
 import dataclasses
+import importlib
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from tritonq.plans import configs
 from tritonq.plans.config_file import Source, read
 from tritonq.plans.core import OK, Target
 from tritonq.plans.frag_entry import MATMUL_FRAG
+from tritonq.plans.kernel_entries import KERNELS
 from tritonq.plans.registry import KernelEntry, accumulated
 from tritonq.plans.select import explain, select
 from tritonq.tuning import Candidate, GpuEngine, ModelEngine, Outcome, Problem, Store, problems, short, tune
@@ -305,22 +307,34 @@ def test_bad_usage(cli, arguments, words):
     assert outcome.status == 2 and words in outcome.err
 
 
-# Without a GPU, with the real compiler: a kernel with few configs
+# Without a GPU
 
 
-SMALL = ("tune", "--machine", "h100-sxm", "--shapes", "256x512", "--schemes", "int4.g128", "--m", "16", "--kernels", "matmul_tiles")
+SMALL = ("tune", "--machine", "h100-sxm", "--shapes", "256x512", "--schemes", "int4.g128", "--m", "16", "--candidates", "2", "--jobs", "1")
 
 
-def test_dry_run_and_from_model(cli, tmp_path, capsys):
-    plan = cli(*SMALL, "--dry-run", "--candidates", "3", "--jobs", "1", "--json").json
-    (problem,) = plan["problems"]
-    timed = [c for c in problem["candidates"] if c["pruned"] is None]
-    assert plan["measured"] is False and plan["machine"] == "H100 SXM" and len(timed) == 3 and len(problem["candidates"]) > 4
-    assert [c["predicted_us"] for c in timed] == sorted(c["predicted_us"] for c in timed) and sum(c["heuristic"] for c in timed) == 1
-    assert all(c["reason"] for c in problem["candidates"] if c["pruned"])
-    text = cli(*SMALL, "--dry-run", "--candidates", "3", "--jobs", "1").out
-    assert "us predicted, limit" in text and "(heuristic)" in text and "pruned, later by the model" in text
-    made = cli(*SMALL, "--from-model", "--candidates", "3", "--jobs", "1", "--out", tmp_path, "--json").json
+def test_dry_run_and_from_model_with_the_real_compiler(cli, tmp_path, monkeypatch):
+    (entry,) = [entry for entry in KERNELS if entry.name == "matmul_tiles"]
+    few = dataclasses.replace(entry, space=lambda desc: entry.space(desc)[:4])
+    monkeypatch.setattr(importlib.import_module("tritonq.tuning.problems"), "KERNELS", [few])
+    text = cli(*SMALL, "--dry-run", "--kernels", "matmul_tiles").out
+    assert text.startswith("sm_90 x 132 (H100 SXM), Triton ")
+    assert "matmul_tiles int4.g128 bfloat16 256x512 m=16 (256x512): 4 configs, 2 to time" in text
+    assert "us predicted, limit" in text and "(heuristic)" in text and "2 pruned, later by the model: " in text
+    made = cli(*SMALL, "--from-model", "--kernels", "matmul_tiles", "--out", tmp_path, "--json").json
     (entry,) = read(tmp_path / "sm_90x132" / "matmul_tiles.json").entries
-    assert made["measured"] is False and entry.measured is False and entry.source == "model-1"
+    assert made["measured"] is False and entry.measured is False and entry.source == "model-1" and entry.us == made["results"][0]["us"]
     assert json.loads((tmp_path / "sm_90x132" / "matmul_tiles.json").read_text())["sources"]["model-1"]["protocol"].endswith("a prediction")
+
+
+def test_the_plan_as_json(cli, monkeypatch):
+    from tritonq import tuning
+
+    monkeypatch.setattr(tuning, "Planner", lambda *args, **options: FakePlanner())
+    plan = cli(*SMALL, "--dry-run", "--kernels", "matmul_frag,dequantize_matmul", "--json").json
+    assert plan["measured"] is False and (plan["target"], plan["multiprocessors"], plan["machine"]) == ("sm_90", 132, "H100 SXM")
+    assert "far from paying" in plan["left_out"][0]["reason"]
+    (problem,) = plan["problems"]
+    assert [(c["pruned"], c["predicted_us"], c["heuristic"]) for c in problem["candidates"]] == [
+        (None, 10.0, True), (None, 9.0, False), ("spills", None, False)]  # fmt: skip
+    assert problem["candidates"][2]["reason"] == "8 bytes"

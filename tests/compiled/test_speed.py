@@ -27,13 +27,10 @@ H200, H100 = machine_named("h200"), machine_named("h100-sxm")
 # performance.md, section 4.1: (N, K, M) -> microseconds of the floor on an H200, int4.g128 and NF4 with a float32 scale per 64 weights
 FLOORS = """n,k,m,int4.g128,nf4.g64
 4096,4096,1,2.016,2.199
-4096,4096,16,2.073,2.256
 4096,4096,64,2.718,2.718
-14336,4096,1,7.05,7.69
 4096,14336,16,7.18,7.82
 8192,8192,64,10.87,10.87
 28672,8192,1,28.18,30.74
-28672,8192,16,28.44,31.00
 """
 
 

@@ -4,12 +4,15 @@ import dataclasses
 import pytest
 import torch
 
+import tritonq
 from tritonq import MatmulDesc, Scheme
+from tritonq.bench import check
 from tritonq.bench.timing import Times
 from tritonq.codegen import compiler as backend
 from tritonq.codegen.machines import machine_named
 from tritonq.plans.core import OK, Status, Target
 from tritonq.plans.frag_entry import MATMUL_FRAG
+from tritonq.plans.select import Plan
 from tritonq.tuning import Candidate, Compiler, GpuEngine, Planner, Problem
 from tritonq.tuning.problems import problems
 
@@ -130,3 +133,32 @@ def test_the_engine_runs_compiled_kernels(simulator):
     assert set(outcome.times) == {0, 1} and not outcome.wrong and not outcome.failed and not left_out
     outcome = engine(rows, [Candidate(config=rows.kernel.config(rows.desc), heuristic=True)])
     assert set(outcome.times) == {0} and seen == [[2, 2], [2]]
+
+
+# Tiles of predicted entries (autotune_configs, not measured) that no heuristic takes, on an architecture that they are for: their products,
+# at small sizes with ragged edges.
+PREDICTED_TILES = [
+    (90, "int4.g128", 33, dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, SPLIT_K=2)),
+    (80, "int4.g128", 16, dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=256, SPLIT_K=1, maxnreg=160)),
+    (80, "int4.g128", 33, dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=256, SPLIT_K=1)),
+    (80, "int4.g128", 33, dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=128, SPLIT_K=2, STAGES=1)),
+    (90, "nf4.g64", 1, dict(BLOCK_M=8, BLOCK_N=64, BLOCK_K=256, SPLIT_K=1)),
+]
+
+
+@pytest.mark.parametrize(("simulator", "text", "m", "config"), PREDICTED_TILES, indirect=["simulator"], ids=str)
+def test_predicted_tiles_multiply(simulator, text, m, config):
+    n, k, generator = config["BLOCK_N"] * 3 // 2, 256, torch.Generator().manual_seed(1)
+    q = tritonq.quantize(torch.randn(n, k, generator=generator).bfloat16(), text).relayout("frag")
+    x = torch.randn(m, k, generator=generator).bfloat16()
+    plan = Plan(desc=MatmulDesc.of(x, q), kernel=MATMUL_FRAG, config={"STAGES": 3, "num_warps": 2} | config)
+    assert MATMUL_FRAG.config_ok(plan.desc, plan.config)
+    assert check.product(plan, x, q, q.relayout("row")) == ""
+
+
+def test_what_cannot_be_read_is_not_replaced():
+    target = Target(backend="triton", device="cuda", arch="gfx942", multiprocessors=304)
+    (found,), _ = problems([("o", 4096, 4096)], [INT4], [16], ["matmul_ksplit"], torch.bfloat16, target)
+    first, *others = Planner(Compiler(), machine_named("mi300x"), predicting=True).candidates(found)
+    assert first.heuristic and first.prediction and {other.kind for other in others} == {"no room"}
+    assert "machine code of gfx942 cannot be read" in others[0].reason

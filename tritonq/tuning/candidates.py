@@ -97,6 +97,8 @@ class Planner:
 
     def _no_room(self, problem: Problem, own: Prediction) -> str:
         """Why no config can gain GAIN by the model; "" where one might."""
+        if "issue" not in own.parts:
+            return f"the machine code of {problem.desc.target} cannot be read, so the model does not know what an instruction costs"
         least = 1e6 * (moved(problem.desc) / self.machine.bytes_per_s + LAUNCH)
         return f"memory and launch take {least:.2f} us, the heuristic's config {own.us:.2f}" if least >= (1 - GAIN) * own.us else ""
 
