@@ -142,7 +142,7 @@ PREDICTED_TILES = [
     (80, "int4.g128", 16, dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=256, SPLIT_K=1, maxnreg=160)),
     (80, "int4.g128", 33, dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=256, SPLIT_K=1)),
     (80, "int4.g128", 33, dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=128, SPLIT_K=2, STAGES=1)),
-    (90, "nf4.g64", 1, dict(BLOCK_M=8, BLOCK_N=64, BLOCK_K=256, SPLIT_K=1)),
+    (80, "nf4.g64", 33, dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=256, SPLIT_K=1)),
 ]
 
 
