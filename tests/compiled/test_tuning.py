@@ -10,10 +10,11 @@ from tritonq.bench import check
 from tritonq.bench.timing import Times
 from tritonq.codegen import compiler as backend
 from tritonq.codegen.machines import machine_named
-from tritonq.plans.core import OK, Status, Target
+from tritonq.plans.core import OK, Status, Target, multiprocessors
 from tritonq.plans.frag_entry import MATMUL_FRAG
 from tritonq.plans.select import Plan
 from tritonq.tuning import Candidate, Compiler, GpuEngine, Planner, Problem
+from tritonq.tuning.compiling import told
 from tritonq.tuning.problems import problems
 
 TARGET = Target(backend="triton", device="cuda", arch=90, multiprocessors=132)
@@ -154,6 +155,16 @@ def test_predicted_tiles_multiply(simulator, text, m, config):
     plan = Plan(desc=MatmulDesc.of(x, q), kernel=MATMUL_FRAG, config={"STAGES": 3, "num_warps": 2} | config)
     assert MATMUL_FRAG.config_ok(plan.desc, plan.config)
     assert check.product(plan, x, q, q.relayout("row")) == ""
+
+
+def test_a_process_that_compiles_does_not_ask_the_driver(monkeypatch):
+    """Asking would make a context of hundreds of megabytes on the GPU, in every process."""
+    desc = problem([{}]).desc
+    here = dataclasses.replace(desc, target=Target(backend="triton", device="cuda", arch=90))
+    there = told(here)
+    assert there.target.multiprocessors == multiprocessors(here.target) and dataclasses.replace(there, target=here.target) == here
+    monkeypatch.setattr("tritonq.plans.core._multiprocessors", None)
+    assert MATMUL_FRAG.config(there)["num_warps"] == 2
 
 
 def test_what_cannot_be_read_is_not_replaced():

@@ -7,9 +7,11 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..codegen.compiler import Report
 from ..codegen.examine import Row, examine_config
+from ..plans.core import multiprocessors
 from ..plans.descriptors import Desc
 from ..plans.kernel_entries import KERNELS
 from ..plans.registry import KernelEntry
@@ -46,7 +48,7 @@ class Compiler:
         for desc, kernel, config in wanted:
             keys = self.binaries(desc, kernel, config)
             if any(key not in self.known for key in keys):
-                fresh.setdefault(keys, (desc, kernel.name, config))
+                fresh.setdefault(keys, (told(desc), kernel.name, config))
         tasks, running = list(fresh.values()), []
         if len(tasks) < 2:
             return 0
@@ -79,6 +81,11 @@ class Compiler:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def told(desc: Desc) -> Desc:
+    """``desc`` with its device's multiprocessors written down, so that a process that only compiles has no need to ask the driver."""
+    return replace(desc, target=replace(desc.target, multiprocessors=multiprocessors(desc.target)))
 
 
 class _Noted(dict):
