@@ -24,6 +24,7 @@ from tritonq.plans.core import Target
 from tritonq.plans.kernel_entries import KERNELS
 
 RESULTS = ("bench", "suites", "experiment")
+REPORT = "tune.json"
 PLACE = re.compile(r"(?:\./)?((?:sm_|gfx)\w+x\d+/\w+\.json)")
 
 
@@ -41,22 +42,27 @@ def results(folder: Path) -> dict[str, Results]:
     return {name: result for name, result in found.items() if result.rows}
 
 
-def configs(folder: Path) -> list[ConfigFile]:
-    """The tuned configs in ``configs.tar.gz``: measured, and as their kernels take them."""
+def configs(folder: Path) -> tuple[list[ConfigFile], str]:
+    """The tuned configs in ``configs.tar.gz``, measured and as their kernels take them; and the report of the tuner, "" without."""
     archive = folder / "configs.tar.gz"
+    files, report = [], ""
     if not archive.exists():
-        return []
-    files = []
+        return files, report
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             if member.isdir():
+                continue
+            if member.isfile() and member.name.removeprefix("./") == REPORT:
+                report = tar.extractfile(member).read().decode("utf-8")
+                if not json.loads(report)["measured"]:
+                    raise Refused(f"{archive}: {REPORT} was not measured")
                 continue
             if not member.isfile() or not PLACE.fullmatch(member.name):
                 raise Refused(f"{archive}: {member.name} is no <arch>x<multiprocessors>/<kernel>.json")
             file = parse(tar.extractfile(member).read().decode("utf-8"), f"{archive}:{member.name}")
             check(file, f"{archive}:{member.name}")
             files.append(file)
-    return files
+    return files, report
 
 
 def check(file: ConfigFile, name: str) -> None:
@@ -105,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         about = json.loads((options.folder / "environment.json").read_text(encoding="utf-8"))["about"]
-        found, tuned = results(options.folder), configs(options.folder)
+        found, (tuned, report) = results(options.folder), configs(options.folder)
         target = options.root / "benchmarks" / "results" / slug(about["device"])
         both = [merged(file, options.root / "autotune_configs") for file in tuned]
     except (OSError, KeyError, ValueError, tarfile.TarError, TritonQError, ConfigFileError) as error:
@@ -120,6 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, result in found.items():
             result.write(target / f"{name}.json")
         write_atomic(target / "environment.json", (options.folder / "environment.json").read_text(encoding="utf-8"))
+        if report:
+            write_atomic(target / REPORT, report)
         for file, _ in both:
             file.write(options.root / "autotune_configs")
     return 0

@@ -9,7 +9,7 @@
 #
 #   summary.txt      the steps: status, seconds            environment.json  device, versions, measured roofs
 #   log.txt          everything that was printed           experiment.json   the decode kernel in every configuration at M = 1
-#   configs.tar.gz   tuned configs                         bench.json        products against cuBLAS and other libraries
+#   configs.tar.gz   tuned configs, every time taken       bench.json        products against cuBLAS and other libraries
 #   report.html      pictures of bench.json                suites.json       quantizers, backward, launches, tokens per second
 #
 # python benchmarks/collect.py OUT merges them into benchmarks/results/ and autotune_configs/. Status 1 where a step failed.
@@ -77,7 +77,7 @@ step tests 18 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels ${
 # shellcheck disable=SC2086
 bench 10 experiment experiment.json decode --shapes "${shapes%%,*}" $schemes
 # shellcheck disable=SC2086
-step tune 22 "$python" -m tritonq tune --shapes "$shapes" --m "$m" $schemes --budget "$(( total * 20 / 100 ))s" --out "$TRITONQ_CONFIG_DIR"
+step tune 22 "$python" -m tritonq tune --shapes "$shapes" --m "$m" $schemes --budget "$(( total * 20 / 100 ))s" --out "$TRITONQ_CONFIG_DIR" --report "$TRITONQ_CONFIG_DIR/tune.json"
 keep
 # shellcheck disable=SC2086
 bench 20 products bench.json matmul --shapes "$shapes" --m "$m" $schemes
@@ -89,7 +89,9 @@ else
   say "sanitizer      left out, there is no compute-sanitizer"
 fi
 if [ -s "$out/bench.json" ]; then
-  step speed-model 5 "$python" benchmarks/speed_model.py "$out/bench.json"
+  timed="$TRITONQ_CONFIG_DIR/tune.json"
+  [ -s "$timed" ] || timed="$out/bench.json"
+  step speed-model 5 "$python" benchmarks/speed_model.py "$timed"
   step pictures 8 "$python" -m tritonq bench --from "$out/bench.json" --plot "$work/plots"
   [ ! -f "$work/plots/report.html" ] || cp "$work/plots/report.html" "$out/report.html"
 fi

@@ -275,8 +275,11 @@ def test_ctrl_c_is_one_line_and_keeps_entries(fake, tmp_path, capsys):
     from tritonq.cli import main
 
     fake(FakeEngine(stop_after=1))
-    assert main([*ARGUMENTS, "--out", str(tmp_path), "--json"]) == 130
+    report = tmp_path / "times.json"
+    assert main([*ARGUMENTS, "--out", str(tmp_path), "--report", str(report)]) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
+    (kept,) = json.loads(report.read_text())["results"]
+    assert len(kept["timed"]) > 1 and all(row["us"] > 0 for row in kept["timed"])
     assert len(read(tmp_path / "sm_90x132" / "matmul_frag.json").entries) == 1
 
 

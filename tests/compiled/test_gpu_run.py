@@ -42,7 +42,7 @@ def brought(tmp_path_factory):
     """What a run brings back."""
     out = tmp_path_factory.mktemp("gpu") / "out"
     pretend = {"PYTHONPATH": str(ROOT / "tests" / "support" / "pretend"), "OMP_NUM_THREADS": "1"}
-    done = run("--minutes", "15", "--out", str(out), "--shapes", "64x128", "--m", "1", "--schemes", "int4.g128", "--suites", "quantize",
+    done = run("--minutes", "60", "--out", str(out), "--shapes", "64x128", "--m", "1", "--schemes", "int4.g128", "--suites", "quantize",
                "--tests", "one_of_each and frag", **pretend)  # fmt: skip
     log = (out / "log.txt").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log[-4000:]
@@ -72,13 +72,16 @@ def test_what_it_brings_back_is_taken_over(brought, collect, tmp_path):
     status, told = collect(brought, "--root", tmp_path)
     assert status == 0 and "autotune_configs/sm_90x132/matmul_frag.json: 1 entries" in told, told
     where = tmp_path / "benchmarks" / "results" / "pretended-h100"
-    assert {path.name for path in where.iterdir()} == {"bench.json", "suites.json", "experiment.json", "environment.json"}
+    assert {path.name for path in where.iterdir()} == {"bench.json", "suites.json", "experiment.json", "environment.json", "tune.json"}
     path = tmp_path / "autotune_configs" / "sm_90x132" / "matmul_frag.json"
     before = shipped() / "sm_90x132" / "matmul_frag.json"
     known = len(read(before).entries) if before.exists() else 0
     entry = next(entry for entry in read(path).entries if (entry.n, entry.k) == (64, 128))
     assert entry.measured and entry.us and len(read(path).entries) == known + 1
     assert read(path).sources[entry.source].device == "pretended H100"
+    timed = json.loads((where / "tune.json").read_text())["results"][0]["timed"]
+    assert 2 <= len(timed) <= 12 and all(row["us"] and row["predicted_us"] for row in timed)
+    assert (brought / "log.txt").read_text().count("Spearman") == 1
     assert collect(brought, "--root", tmp_path)[1].count("0 of them new") == 1
 
 
@@ -132,8 +135,14 @@ def test_bad_arguments(arguments, says):
     assert done.returncode == 2 and says in done.stderr and not done.stdout
 
 
-def test_help_and_a_machine_without_a_gpu(tmp_path):
+def test_help():
     assert "--minutes 8" in run("--help").stdout and "set -uo" not in run("--help").stdout
-    done = run("--minutes", "0.2", "--out", str(tmp_path / "out"))
+
+
+def test_a_step_that_fails_is_told_and_the_next_one_begins(tmp_path):
+    done = run("--out", str(tmp_path / "out"), PYTHON="false")
     summary = (tmp_path / "out" / "summary.txt").read_text()
-    assert done.returncode == 1 and "environment" in summary and "FAILED with status 2" in summary
+    assert done.returncode == 1 and summary.count("FAILED with status 1") == 6 and "suites" in summary
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "environment.py")], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 2 and "needs a CUDA or HIP device" in done.stderr

@@ -39,6 +39,7 @@ def add_command(commands) -> None:
     how.add_argument("--jobs", type=count, default=min(os.cpu_count() or 1, 16), metavar="N", help="processes that compile")
     how.add_argument("--out", type=Path, metavar="DIR",
                      help=f"folder of configs (default: ${VARIABLE}, else a checkout's autotune_configs)")  # fmt: skip
+    how.add_argument("--report", type=Path, metavar="FILE", help="write every time that was taken here, after every problem")
     without = parser.add_argument_group("without the GPU")
     without.add_argument("--dry-run", action="store_true", help="print candidates, predictions, what is pruned; write nothing")
     without.add_argument("--from-model", action="store_true", help='write predicted entries, marked "measured": false')

@@ -1,6 +1,7 @@
 """What ``tritonq tune`` does once its arguments are read."""
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from ..bench.shapes import shapes
 from ..bench.timing import PROTOCOL
 from ..codegen.machines import Machine, machine_for, machine_named
 from ..errors import InvalidProblemError
+from ..files import write_atomic
 from ..plans.config_file import Source
 from ..plans.configs import VARIABLE
 from ..plans.core import Target, multiprocessors
@@ -63,6 +65,10 @@ def _tune(todo, planner, head: dict, args, target: Target, machine: Machine | No
     engine = tuning.ModelEngine() if args.from_model else gpu_engine()
     store = tuning.Store(_folder(args), *_source(engine, target, machine))
     started, results = time.monotonic(), []
+
+    def report() -> dict:
+        return head | {"measured": engine.measures, "folder": str(store.folder), "results": [plain_result(r) for r in results]}
+
     with progress("tuning", show=not args.json, with_pipes=True) as advance:
 
         def begin(problem, done: int, total: int) -> None:
@@ -72,14 +78,15 @@ def _tune(todo, planner, head: dict, args, target: Target, machine: Machine | No
 
         def end(result) -> None:
             results.append(result)
+            if args.report:
+                write_atomic(args.report, json.dumps(report(), indent=1) + "\n")
             if not args.json:
                 print_result(result)
 
         summary = tuning.tune(todo, planner, engine, store, again=args.again, budget=args.budget, started=begin, finished=end)
     recorded = [result for result in summary.results if result.entry]
     if args.json:
-        print_json(head | {"measured": engine.measures, "folder": str(store.folder), "done_before": len(summary.skipped),
-                           "left": [problem.name for problem in summary.left], "results": [plain_result(r) for r in results]})  # fmt: skip
+        print_json(report() | {"done_before": len(summary.skipped), "left": [problem.name for problem in summary.left]})
     else:
         text = f"{len(recorded)} {'recorded' if engine.measures else 'predicted'} in {store.folder}"
         text += f", {len(summary.skipped)} were there before (--again redoes them)" if summary.skipped else ""
