@@ -1,5 +1,6 @@
 """The launcher alone: hooks, streams, devices, threads, capture, and the life of a module."""
 import gc
+import sys
 import threading
 
 import pytest
@@ -78,10 +79,13 @@ def test_the_weights_device_is_made_current_and_the_old_one_restored(stub, monke
 
 def test_threads_build_once(stub) -> None:
     q, x = weight("int4.g64", "frag"), torch.zeros(3, K, dtype=HALF)
-    before, errors = (stub.launches, stub.loads), []
+    before, errors, together = (stub.launches, stub.loads), [], threading.Barrier(8)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # every other bytecode is another thread's
 
     def work():
         try:
+            together.wait()
             for _ in range(100):
                 tritonq.matmul(x, q)
         except Exception as error:  # noqa: BLE001 - told to the main thread
@@ -92,6 +96,7 @@ def test_threads_build_once(stub) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(interval)
     assert not errors and stub.launches == before[0] + 800
     assert stub.loads == before[1] + 1
 

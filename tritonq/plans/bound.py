@@ -19,7 +19,7 @@ from ..qtensor import QTensor
 LIMIT = 64
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NEVER = None, None
-_lock = threading.Lock()
+_lock = threading.RLock()
 _variables, (_backend, _interpret) = environment()
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
@@ -46,18 +46,21 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
     if key is not None and (product := q._products.get((owner, key))) is not None:
         q._products[owner] = key, product
         return product
-    product = Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
-    if key is not None:
-        _keep(q._products, owner, key, product)
+    if key is None:
+        return Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
+    with _lock:  # threads that ask for the same at once share one, which compiles and loads once
+        product = q._products.get((owner, key))
+        if product is None:
+            product = Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
+            _keep(q._products, owner, key, product)
     return product
 
 
 def _keep(products: dict, owner, key: tuple, product: Product) -> None:
-    with _lock:
-        while len(products) >= LIMIT:
-            del products[next(iter(products))]
-        products[owner, key] = product
-        products[owner] = key, product  # the latest, found without hashing what is in the key
+    while len(products) >= LIMIT:
+        del products[next(iter(products))]
+    products[owner, key] = product
+    products[owner] = key, product  # the latest, found without hashing what is in the key
 
 
 def _facts(tensor: torch.Tensor | None) -> tuple | None:
