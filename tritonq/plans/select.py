@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -9,7 +10,7 @@ from ..backend import current_device
 from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
 from .bound import find
-from .configs import choose
+from .configs import Choice, choose
 from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
@@ -121,7 +122,15 @@ class Plan:
         return MatmulDesc.of(*tensors, activation=self.desc.activation, **epilogue)
 
 
-def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
+class Verdict(NamedTuple):
+    """What is said of one kernel: whether it can, and if so the config that it would have."""
+
+    kernel: KernelEntry
+    status: Status
+    choice: Choice | None
+
+
+def candidates(desc: Desc) -> list[Verdict]:
     """Every implementation of the descriptor's operation, best first, each with its verdict."""
     expect_type(desc, (QuantizeDesc, DequantizeDesc, MatmulDesc, MatmulBackwardDesc), "desc")
     status = valid(desc)
@@ -140,12 +149,12 @@ def candidates(desc: Desc) -> list[tuple[KernelEntry, Status]]:
             rows.append((entry, Status(f"the target is {desc.target}; kernels run on a GPU or with TRITON_INTERPRET=1")))
         else:
             rows.append((entry, entry.can_implement(desc)))
-    return _fastest_first(desc, rows)
+    return _fastest_first([Verdict(entry, status, choose(entry, desc) if status else None) for entry, status in rows])
 
 
-def _fastest_first(desc: Desc, rows: list[tuple[KernelEntry, Status]]) -> list[tuple[KernelEntry, Status]]:
+def _fastest_first(rows: list[Verdict]) -> list[Verdict]:
     """Where several kernels have been measured for this very problem, those in the order of their times, each in the place of another."""
-    measured = {i: us for i, (entry, status) in enumerate(rows) if status and (us := choose(entry, desc).us)}
+    measured = {i: row.choice.us for i, row in enumerate(rows) if row.choice and row.choice.us}
     order = dict(zip(measured, sorted(measured, key=measured.get)))
     return [rows[order.get(i, i)] for i in range(len(rows))]
 
@@ -153,9 +162,9 @@ def _fastest_first(desc: Desc, rows: list[tuple[KernelEntry, Status]]) -> list[t
 def can_implement(desc: Desc) -> Status:
     """Whether any kernel implements ``desc``; falsy with every refusal otherwise."""
     rows = candidates(desc)
-    if any(status for _, status in rows):
+    if any(row.status for row in rows):
         return Status()
-    reasons = dict.fromkeys(status.reason for _, status in rows)
+    reasons = dict.fromkeys(row.status.reason for row in rows)
     return Status("; ".join(reasons))
 
 
@@ -177,12 +186,10 @@ def select(desc: Desc, pref: PlanPreference | None = None) -> Plan:
     if not (status := valid(desc)):
         raise InvalidProblemError(f"{desc}: {status.reason}")
     reasons = []
-    for entry, status in rows:
-        if status:
-            status = _meets(entry, desc, pref)
-        if status:
-            return Plan(desc=desc, kernel=entry, config=choose(entry, desc).config)
-        reasons.append(f"{entry.name}: {status.reason}")
+    for row in rows:
+        if status := _meets(row, desc, pref):
+            return Plan(desc=desc, kernel=row.kernel, config=row.choice.config)
+        reasons.append(f"{row.kernel.name}: {status.reason}")
     raise UnsupportedError(f"no kernel for {desc}: " + "; ".join(reasons))
 
 
@@ -196,13 +203,11 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
     """
     pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
     lines, chosen = [str(desc)], None
-    for entry, status in candidates(desc):
-        if status:
-            status = _meets(entry, desc, pref)
-        if not status:
+    for row in candidates(desc):
+        entry, choice = row.kernel, row.choice
+        if not (status := _meets(row, desc, pref)):
             lines.append(f"  {entry.name:<18} refused: {status.reason}")
             continue
-        choice = choose(entry, desc)
         if chosen:
             both = choice.us and chosen.us
             why = f"measured {choice.us:.1f} us, {chosen.us:.1f} above" if both else entry.prefer(desc).reason
@@ -216,13 +221,15 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
     return "\n".join(lines)
 
 
-def _meets(entry: KernelEntry, desc: Desc, pref: PlanPreference) -> Status:
+def _meets(row: Verdict, desc: Desc, pref: PlanPreference) -> Status:
+    entry = row.kernel
+    if not row.status:
+        return row.status
     if pref.prefer_kernel is not None and entry.name != pref.prefer_kernel:
         return Status(f"prefer_kernel={pref.prefer_kernel!r}")
-    config = choose(entry, desc).config
-    needed = entry.workspace_size(desc, config)
+    needed = entry.workspace_size(desc, row.choice.config)
     if needed > pref.max_workspace_bytes:
         return Status(f"needs a workspace of {needed} bytes, max_workspace_bytes={pref.max_workspace_bytes}")
-    if pref.deterministic and not entry.guarantee(desc, config).deterministic:
+    if pref.deterministic and not entry.guarantee(desc, row.choice.config).deterministic:
         return Status("its result may differ between runs; set deterministic=False to allow it")
     return Status()
