@@ -17,10 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tritonq.bench.results import Results
-from tritonq.errors import ConfigFileError, TritonQError
+from tritonq.errors import TritonQError
 from tritonq.files import write_atomic
 from tritonq.plans.config_file import ConfigFile, parse, read
-from tritonq.plans.core import Target
 from tritonq.plans.kernel_entries import KERNELS
 
 RESULTS = ("bench", "suites", "experiment")
@@ -36,7 +35,6 @@ def results(folder: Path) -> dict[str, Results]:
     """Result files by name; the rows in them come from a GPU."""
     found = {name: Results.read(folder / f"{name}.json") for name in RESULTS if (folder / f"{name}.json").exists()}
     for name, result in found.items():
-        # cold starts and the like are of the host, whatever the device
         if wrong := [row for row in result.rows if row.source != "gpu"]:
             raise Refused(f"{folder / name}.json: {len(wrong)} rows are of a {wrong[0].source}, the first of suite {wrong[0].suite}")
     return {name: result for name, result in found.items() if result.rows}
@@ -70,12 +68,11 @@ def check(file: ConfigFile, name: str) -> None:
     kernel = next((kernel for kernel in KERNELS if kernel.name == file.kernel), None)
     if kernel is None:
         raise Refused(f"{name}: there is no kernel {file.kernel!r}")
-    arch = int(file.arch.removeprefix("sm_")) if file.arch.startswith("sm_") else file.arch
     for entry in file.entries:
         what = f"{name}: {entry.scheme} {entry.n} x {entry.k} m={entry.m}"
         if not entry.measured:
             raise Refused(f"{what}: was not measured")
-        desc = entry.problem(kernel.op, Target(backend="triton", device="cuda", arch=arch))
+        desc = entry.problem(kernel.op, file.target)
         if not (status := kernel.config_ok(desc, entry.config)):
             raise Refused(f"{what}: {status.reason}")
 
@@ -114,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         found, (tuned, report) = results(options.folder), configs(options.folder)
         target = options.root / "benchmarks" / "results" / slug(about["device"])
         both = [merged(file, options.root / "autotune_configs") for file in tuned]
-    except (OSError, KeyError, ValueError, tarfile.TarError, TritonQError, ConfigFileError) as error:
+    except (OSError, KeyError, ValueError, tarfile.TarError, TritonQError) as error:
         print(f"collect.py: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     for name, result in found.items():

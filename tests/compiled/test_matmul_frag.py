@@ -10,6 +10,7 @@ from tests.support.schemes import same_bits
 from tests.support.shapes import FULL
 from tests.support.weights import expected, fence, weight, within
 from tritonq import MatmulDesc, Scheme, reference
+from tritonq._triton import RELEASE
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
 from tritonq.formats.packing import pack_row
 from tritonq.kernels import frag_launch as kernels
@@ -150,8 +151,9 @@ def test_configs_that_a_tuner_may_try(scheme, m, config, simulator):
     desc = MatmulDesc(m=m, n=130, k=520, dtype=torch.float16, scheme=Scheme.parse(scheme), target=target, source_dtype=torch.float16,
                       layout="frag")  # fmt: skip
     whole = frag_entry.config(desc) | config
-    if not frag_entry.config_ok(desc, whole):
-        pytest.skip(frag_entry.config_ok(desc, whole).reason)  # wgmma behind asynchronous copies before Triton 3.9
+    if RELEASE < (3, 9) and config == {"num_warps": 4, "STAGES": 3}:
+        pytest.skip("wgmma behind asynchronous copies lacks its fence before Triton 3.9, and config_ok refuses it")
+    assert frag_entry.config_ok(desc, whole)
     four = config.get("num_warps") == 4  # of 8 rows of x Triton 3.6 makes mma.sync all the same
     instruction = "mma.sync" if not four else "wgmma.mma_async" if m > 8 else "mma"
     check(scheme, m, 130, 520, torch.float16, simulator, instruction=instruction, **config)

@@ -6,7 +6,6 @@ import pytest
 from tritonq.codegen.examine import examine_config
 from tritonq.plans.config_file import read
 from tritonq.plans.configs import shipped
-from tritonq.plans.core import Target
 from tritonq.plans.kernel_entries import KERNELS
 
 FILES = sorted(pathlib.Path(shipped()).rglob("*.json"))
@@ -16,10 +15,8 @@ FILES = sorted(pathlib.Path(shipped()).rglob("*.json"))
 def test_every_entry_compiles(path):
     file, binaries = read(path), {}
     kernel = next(kernel for kernel in KERNELS if kernel.name == file.kernel)
-    arch = int(file.arch.removeprefix("sm_")) if file.arch.startswith("sm_") else file.arch
-    target = Target(backend="triton", device="cuda", arch=arch)
     assert file.entries
     for entry in file.entries:
-        rows = examine_config(entry.problem(kernel.op, target), kernel, entry.config, binaries)
+        rows = examine_config(entry.problem(kernel.op, file.target), kernel, entry.config, binaries)
         assert rows[-1].kernel.startswith(kernel.name) and not any(row.spills for row in rows), entry
     print(path.name, len(file.entries), "entries", len(binaries), "binaries")

@@ -86,7 +86,7 @@ class GraphCounters:
     A part is never given out twice: graphs may be replayed side by side, and at any time, so that it is never given back either.
     """
 
-    CHUNK = 2**20  # 4 MiB: some seven thousand captured products
+    CHUNK = 2**20  # 4 MiB: 8192 captured products of 128 tiles
 
     def __init__(self, device: torch.device):
         self._device, self._chunks, self._left, self._lock = device, [], 0, threading.Lock()

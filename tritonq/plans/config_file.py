@@ -14,6 +14,7 @@ An entry is a line: that is what an error, a diff and a merge name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -109,6 +110,12 @@ class ConfigFile:
         """Where it lies in a folder of configs."""
         return Path(f"{self.arch}x{self.multiprocessors}", f"{self.kernel}.json")
 
+    @property
+    def target(self) -> Target:
+        """What its entries are for."""
+        arch = self.arch.removeprefix("sm_")
+        return Target(backend="triton", device="cuda", arch=int(arch) if arch.isdecimal() else arch, multiprocessors=self.multiprocessors)
+
     def with_entries(self, new: Iterable[Entry], sources: dict[str, Source]) -> ConfigFile:
         """With ``new`` in place of the entries that have their keys, and without sources that nothing comes from any more."""
         merged = {entry.key: entry for entry in (*self.entries, *new)}
@@ -188,6 +195,8 @@ def parse(text: str, name: str = "configs") -> ConfigFile:
     reader.fields(head, 1, {"schema": int, "kernel": str, "revision": int, "arch": str, "multiprocessors": int, "sources": dict}, ())
     if head["schema"] != SCHEMA:
         reader.fail(1, f"is of schema {head['schema']}, this tritonq reads schema {SCHEMA}; tune again, or use the release that wrote it")
+    if not re.fullmatch("sm_[0-9]+|gfx[0-9a-z]+", head["arch"]):
+        reader.fail(1, f"arch {head['arch']!r} is none; write sm_90 or gfx942")
     sources = {}
     for key, record in head.pop("sources").items():
         line = next((number for number, text in enumerate(lines, 1) if text.strip().startswith(json.dumps(key) + ":")), 1)

@@ -34,6 +34,6 @@ def _combinations(first: Config, tried: Choices) -> Iterator[Config]:
         yield {**first, **dict(zip(tried, values))}
 
 
-def around(value: int, least: int = 1) -> list[int]:
-    """Half of it, itself and twice as much, from ``least`` on."""
-    return [size for size in (value // 2, value, 2 * value) if size >= least]
+def around(value: int) -> list[int]:
+    """Half of it, itself and twice as much; nothing below 1."""
+    return [size for size in (value // 2, value, 2 * value) if size]
