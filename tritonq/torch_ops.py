@@ -84,6 +84,8 @@ def _expect_last(tensor, size, name, form):
 def _keep_for_backward(ctx, inputs, output):
     """The packed weight alone; x and bias where an activation's argument must be computed again."""
     x, weight, ctx.form, bias, ctx.activation, residual = inputs
+    if any(tensor.requires_grad for tensor in weight):
+        raise InvalidProblemError(f"the tensors of a quantized weight ({ctx.form}) have no gradients; train adapters or FakeQuantLinear")
     ctx.tensors = len(weight)
     again = (x, bias) if ctx.activation is not None else (None, None)
     ctx.save_for_backward(*weight, *again)

@@ -166,6 +166,18 @@ def test_gradients_go_to_x_and_bias_only():
     assert bool((layer.bias.grad == 3).all())
     with pytest.raises(RuntimeError, match="floating point"):
         layer.weight.requires_grad_()
+    layer.weight_scale.requires_grad_()
+    with pytest.raises(InvalidProblemError, match="quantized weight .nf4 40x96.* have no gradients; train adapters"):
+        layer(x)
+
+
+def test_a_weight_can_be_replaced_by_one_of_its_shape():
+    layer = linear("nf4", layout="frag")
+    other = tritonq.quantize(torch.randn(40, 96), "int8")
+    layer.qtensor = other
+    assert layer.qtensor.layout == "frag" and layer.scheme == other.scheme and same_bits(layer.qtensor.dequantize(), other.dequantize())
+    with pytest.raises(InvalidProblemError, match=r"QTensor of shape \(40, 96\), got shape \(3, 96\)"):
+        layer.qtensor = tritonq.quantize(torch.randn(3, 96), "int8")
 
 
 def test_act_order():

@@ -49,8 +49,15 @@ class QuantizedWeight(torch.nn.Module):
 
     @property
     def qtensor(self) -> QTensor:
-        """The weight."""
+        """The weight. It can be replaced by another of the same shape, which is then held in this module's layout."""
         return self._q
+
+    @qtensor.setter
+    def qtensor(self, q: QTensor) -> None:
+        if not isinstance(q, QTensor) or q.shape != self._q.shape:
+            got = f"shape {q.shape}" if isinstance(q, QTensor) else type(q).__name__
+            raise InvalidProblemError(f"the weight must be a QTensor of shape {self._q.shape}, got {got}")
+        self._hold(q)
 
     @property
     def scheme(self) -> Scheme:
