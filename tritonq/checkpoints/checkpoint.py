@@ -6,27 +6,31 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TritonQError
 from ..qtensor import QTensor
-from .native import FAMILY, MANIFEST, Record, parse_weights, read_qtensor, read_records, stored_names
+from .families import FAMILIES
+from .family import Family, Record
 from .source import Source, open_source
-from .tensorfile import Entry, read_json, shorten
+from .tensorfile import Entry
 
 
 class Checkpoint:
     """The tensors of a checkpoint by name. Iterating gives ``(name, value)``; a value is read when it is asked for.
 
     Attributes:
-        family: ``"tritonq"`` (values of quantized weights are :class:`tritonq.QTensor`), or ``"safetensors"`` (plain tensors).
+        family: ``"tritonq"``, ``"bitsandbytes"`` (values of quantized weights are :class:`tritonq.QTensor`), or ``"safetensors"``
+            (plain tensors).
         source: the validated files.
         records: scheme, shape and dtype of every quantized weight. A weight of rank 3 comes as a QTensor of E*N rows; its
             own shape is ``records[name].shape``.
     """
 
-    def __init__(self, source: Source, family: str, records: dict[str, Record]):
-        self.source, self.family, self.records = source, family, records
-        inner = {stored for name, record in records.items() for stored in stored_names(name, record)} - set(records)
-        self._names = [name for file in source.files for name in file.entries if name not in inner]
+    def __init__(self, source: Source, family: Family | None, records: dict[str, Record]):
+        self.source, self.records = source, records
+        self.family = family.name if family else "safetensors"
+        self._family = family
+        weight_of = {stored: name for name in records for stored in family.stored_names(name)} if family else {}
+        self._names = list(dict.fromkeys(weight_of.get(name, name) for file in source.files for name in file.entries))
 
     def names(self) -> list[str]:
         """Names of weights and other tensors; the scales of a quantized weight belong to it and have no name of their own."""
@@ -42,7 +46,11 @@ class Checkpoint:
         record = self.records.get(name)
         if record is None:
             return self.source.read(name)
-        return read_qtensor(self.source.owner[name], name, record)
+        tensors = {stored: self.source.read(stored) for stored in self._stored(name)}
+        try:
+            return self._family.assemble(name, record, tensors)
+        except TritonQError as error:
+            raise CheckpointError(f"{self._where(name)}: weight {name!r}: {error}") from error
 
     def __iter__(self) -> Iterator[tuple[str, QTensor | torch.Tensor]]:
         return ((name, self[name]) for name in self._names)
@@ -58,8 +66,15 @@ class Checkpoint:
 
     def entries(self, name: str) -> list[Entry]:
         """The stored tensors that make up ``name``."""
-        file = self.source.owner[name]
-        return [file.entries[stored] for stored in stored_names(name, self.records.get(name)) if stored in file.entries]
+        return [self.source.entry(stored) for stored in self._stored(name)]
+
+    def _stored(self, name: str) -> list[str]:
+        if name not in self.records:
+            return [name]
+        return [stored for stored in self._family.stored_names(name) if stored in self.source]
+
+    def _where(self, name: str) -> Path:
+        return self.source.owner[self._stored(name)[0]].path
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.source.path)!r}, {self.family}, {len(self)} tensors, {len(self.records)} quantized)"
@@ -71,21 +86,13 @@ def open(path: str | Path) -> Checkpoint:  # noqa: A001 (the documented name: tr
     Raises:
         CheckpointError: a malformed file, index or description; the text names the file, the rule and the value.
     """
-    source = open_source(path)
-    described = {file: read_records(file) for file in source.files}
-    native = [file for file, records in described.items() if records is not None]
-    config = source.config.get("quantization_config")
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    if not native:
-        if method == FAMILY:
-            raise CheckpointError(f"{source.path}: config.json says quant_method {FAMILY!r}, but no file describes its quantized weights")
-        return Checkpoint(source, "safetensors", {})
-    records = {name: record for file in native for name, record in described[file].items()}
-    if source.folder is not None and (source.folder / MANIFEST).is_file():
-        where = str(source.folder / MANIFEST)
-        listed = parse_weights(read_json(source.folder / MANIFEST), where)
-        wrong = next((name for name in {**listed, **records} if listed.get(name) != records.get(name)), None)
-        if wrong is not None:
-            says, truth = shorten(listed.get(wrong)), shorten(records.get(wrong))
-            raise CheckpointError(f"{where}: says {says} of weight {wrong!r}, its file says {truth}")
-    return Checkpoint(source, FAMILY, records)
+    return of_source(open_source(path))
+
+
+def of_source(source: Source) -> Checkpoint:
+    """The checkpoint in files that were opened, of the first family that knows it."""
+    for family in FAMILIES:
+        records = family.read_records(source)
+        if records is not None:
+            return Checkpoint(source, family, records)
+    return Checkpoint(source, None, {})

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
-from math import prod
 
 import torch
 
-from ..errors import CheckpointError, TritonQError
-from ..qtensor import NAMED_DTYPES, QTensor
-from ..scheme import Scheme
-from .tensorfile import TensorFile, load_json, shorten
+from ..errors import CheckpointError
+from ..qtensor import QTensor
+from .family import Family, Record
+from .source import Source
+from .tensorfile import TensorFile, load_json, read_json, shorten
 
 FAMILY = "tritonq"
 FORMAT_VERSION = 1
@@ -32,41 +31,6 @@ _SUFFIXES = {
     "scale_offset": "_scale_offset",
     "column_order": "_column_order",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What a file says of one quantized weight: scheme (text), the shape and dtype that the weight had.
-
-    A weight of another rank than 2 is quantized as the matrix ``[prod(shape[:-1]), shape[-1]]``: experts ``[E, N, K]`` as E*N rows.
-    """
-
-    scheme: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        return prod(self.shape[:-1]), self.shape[-1]
-
-    def to_json(self) -> dict:
-        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
-
-    @classmethod
-    def from_json(cls, fields, where: str) -> Record:
-        """Read and check ``{"scheme", "shape", "dtype"}``; ``where`` opens the error text."""
-        if not isinstance(fields, dict) or set(fields) != {"scheme", "shape", "dtype"}:
-            raise CheckpointError(f"{where}: needs exactly scheme, shape and dtype, got {shorten(fields)}")
-        shape, dtype = fields["shape"], fields["dtype"]
-        if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-            raise CheckpointError(f"{where}: shape must be a list of at least one whole number >= 0, got {shorten(shape)}")
-        if not isinstance(dtype, str) or dtype not in NAMED_DTYPES:
-            raise CheckpointError(f"{where}: dtype must be one of {', '.join(NAMED_DTYPES)}, got {shorten(dtype)}")
-        try:
-            Scheme.parse(fields["scheme"])
-        except TritonQError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        return cls(scheme=fields["scheme"], shape=tuple(shape), dtype=NAMED_DTYPES[dtype])
 
 
 def stored_names(name: str, record: Record | None) -> list[str]:
@@ -115,15 +79,6 @@ def parse_weights(description: dict, where: str) -> dict[str, Record]:
     return {name: Record.from_json(fields, f"{where}: weight {name!r}") for name, fields in description["weights"].items()}
 
 
-def read_qtensor(file: TensorFile, name: str, record: Record) -> QTensor:
-    """Read quantized weight ``name`` of ``file``, as a matrix (see :class:`Record`); every shape and dtype is checked."""
-    tensors = {stored: file.read(stored) for stored in stored_names(name, record) if stored in file.entries}
-    try:
-        return from_tensors(name, record, tensors)
-    except TritonQError as error:
-        raise CheckpointError(f"{file.path}: weight {name!r}: {error}") from error
-
-
 def manifest(records: dict[str, Record]) -> dict:
     """The content of ``tritonq.json``: the quantized weights of all files together."""
     return {"format_version": FORMAT_VERSION, "weights": {name: record.to_json() for name, record in records.items()}}
@@ -141,3 +96,32 @@ def quantization_config(records: dict[str, Record], kept: list[str]) -> dict:
         "overrides": {name: record.scheme for name, record in records.items() if record.scheme != commonest},
         "kept": kept,
     }
+
+
+class Native(Family):
+    """The family of this file."""
+
+    name = FAMILY
+
+    def read_records(self, source: Source) -> dict[str, Record] | None:
+        described = [records for file in source.files if (records := read_records(file)) is not None]
+        if not described:
+            if source.quant_method == FAMILY:
+                what = f"config.json says quant_method {FAMILY!r}, but no file describes its quantized weights"
+                raise CheckpointError(f"{source.path}: {what}")
+            return None
+        records = {name: record for one in described for name, record in one.items()}
+        if source.folder is not None and (source.folder / MANIFEST).is_file():
+            where = str(source.folder / MANIFEST)
+            listed = parse_weights(read_json(source.folder / MANIFEST), where)
+            wrong = next((name for name in {**listed, **records} if listed.get(name) != records.get(name)), None)
+            if wrong is not None:
+                says, truth = shorten(listed.get(wrong)), shorten(records.get(wrong))
+                raise CheckpointError(f"{where}: says {says} of weight {wrong!r}, its file says {truth}")
+        return records
+
+    def stored_names(self, name: str) -> list[str]:
+        return [name + suffix for suffix in _SUFFIXES.values()]
+
+    def assemble(self, name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
+        return from_tensors(name, record, tensors)

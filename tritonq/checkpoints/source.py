@@ -43,6 +43,12 @@ class Source:
         return self.owner[name].read(name)
 
     @property
+    def quant_method(self) -> str | None:
+        """What config.json says quantized the weights."""
+        config = self.config.get("quantization_config")
+        return config.get("quant_method") if isinstance(config, dict) else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(e.nbytes for f in self.files for e in f.entries.values())

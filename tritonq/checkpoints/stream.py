@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..files import write_atomic
 from ..ops import quantize
+from .checkpoint import of_source
 from .journal import Journal, identity, locked
 from .native import MANIFEST, METADATA_KEY, Record, header_metadata, manifest, quantization_config, stored_names, to_tensors
 from .quality import Quality, compare_quantized
@@ -186,8 +187,9 @@ def _refuse_quantized(source: Source) -> None:
     if method is not None:
         name = method.get("quant_method", "?") if isinstance(method, dict) else "?"
         raise CheckpointError(f"{source.path}: is quantized already (config.json: quant_method {name!r}); start from the original weights")
-    if any(METADATA_KEY in file.metadata for file in source.files):
-        raise CheckpointError(f"{source.path}: is a tritonq checkpoint already; start from the original weights")
+    known = of_source(source)
+    if known.records or any(METADATA_KEY in file.metadata for file in source.files):
+        raise CheckpointError(f"{source.path}: is a {known.family} checkpoint already; start from the original weights")
 
 
 def _refuse_clashes(source: Source, decisions: dict[str, Decision]) -> None:

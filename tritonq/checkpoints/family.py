@@ -1,0 +1,86 @@
+"""Where families of checkpoints plug in: how a method stores quantized weights, one file per family, listed in ``families.py``."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ..errors import CheckpointError, TritonQError
+from ..qtensor import NAMED_DTYPES, QTensor
+from ..scheme import Scheme
+from .source import Source
+from .tensorfile import shorten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a checkpoint says of one quantized weight: scheme (text), the shape and dtype that the weight had.
+
+    A weight of another rank than 2 is quantized as the matrix ``[prod(shape[:-1]), shape[-1]]``: experts ``[E, N, K]`` as E*N rows.
+    """
+
+    scheme: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return prod(self.shape[:-1]), self.shape[-1]
+
+    def to_json(self) -> dict:
+        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_json(cls, fields, where: str) -> Record:
+        """Read and check ``{"scheme", "shape", "dtype"}``; ``where`` opens the error text."""
+        if not isinstance(fields, dict) or set(fields) != {"scheme", "shape", "dtype"}:
+            raise CheckpointError(f"{where}: needs exactly scheme, shape and dtype, got {shorten(fields)}")
+        shape, dtype = checked_shape(fields["shape"], where), fields["dtype"]
+        if not isinstance(dtype, str) or dtype not in NAMED_DTYPES:
+            raise CheckpointError(f"{where}: dtype must be one of {', '.join(NAMED_DTYPES)}, got {shorten(dtype)}")
+        try:
+            Scheme.parse(fields["scheme"])
+        except TritonQError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        return cls(scheme=fields["scheme"], shape=shape, dtype=NAMED_DTYPES[dtype])
+
+
+def checked_shape(shape, where: str) -> tuple[int, ...]:
+    """``shape`` of a description, a list of sizes."""
+    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise CheckpointError(f"{where}: shape must be a list of at least one whole number >= 0, got {shorten(shape)}")
+    return tuple(shape)
+
+
+class Family(ABC):
+    """One way to store quantized weights.
+
+    Attributes:
+        name: of the family, and its ``quant_method`` in config.json.
+    """
+
+    name: str
+
+    @abstractmethod
+    def read_records(self, source: Source) -> dict[str, Record] | None:
+        """The quantized weights of ``source`` by name; None where it is not of this family.
+
+        Reads headers and descriptions, no weights. What it returns holds: every stored tensor is there with the right dtype and size.
+
+        Raises:
+            CheckpointError: it is of this family, and malformed or of a kind that is not read.
+        """
+
+    @abstractmethod
+    def stored_names(self, name: str) -> list[str]:
+        """Names of the tensors that weight ``name`` may take in a file."""
+
+    @abstractmethod
+    def assemble(self, name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
+        """The weight, from its stored tensors (``tensors`` may hold others too); no code and no scale changes its value.
+
+        Raises:
+            TritonQError: tensors that cannot be what the record says.
+        """
