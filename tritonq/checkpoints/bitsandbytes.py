@@ -141,10 +141,15 @@ def _record(source: Source, name: str, stored: str) -> Record:
                                   f"got {got.nbytes} of {got.dtype}")  # fmt: skip
     fmt, levels = _KINDS[kind]
     # bitsandbytes decodes with constants of its own, so its code book needs to be the known one, to rounding
-    if not torch.allclose(source.read(f"{name}.quant_map").reshape(-1), torch.tensor(levels), rtol=0, atol=1e-6):
+    if not torch.allclose(source.read(f"{name}.quant_map").reshape(-1), _table(levels), rtol=0, atol=1e-6):
         raise CheckpointError(f"{where}: the levels in {name + '.quant_map'!r} are not those of {kind}")
     scale = "" if state.dtype == torch.float32 else ".s32"
     if state.offset is not None and group == state.block and state.outer_block == DQ_BLOCK:
         table = source.read(f"{name}.nested_quant_map").reshape(-1)
-        scale = ".dq" if torch.equal(table, torch.tensor(DYNAMIC_MAP)) else scale
+        scale = ".dq" if torch.equal(table, _table(DYNAMIC_MAP)) else scale
     return Record(scheme=f"{fmt}.g{group}{scale}", shape=state.shape, dtype=state.dtype)
+
+
+def _table(values: tuple[float, ...]) -> torch.Tensor:
+    """On the CPU and in float32, whatever defaults a framework has set while it loads."""
+    return torch.tensor(values, device="cpu", dtype=torch.float32)

@@ -1,6 +1,7 @@
 """A checkpoint on disk as one set of tensors: a safetensors file, a folder with one, or a folder with an index over several."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def open_source(path: str | Path) -> Source:
         return _open_index(path.parent, path)
     file = open_file(path)
     return Source(path=path, folder=None, files=(file,), owner=dict.fromkeys(file.entries, file), config={})
+
+
+def of_files(paths: Iterable[str | Path]) -> Source:
+    """Files that belong together, as a framework found them; no configuration beside them is read."""
+    files = tuple(open_file(path) for path in paths)
+    if not files:
+        raise CheckpointError("no safetensors files were given")
+    owner: dict[str, TensorFile] = {}
+    for file in files:
+        for name in file.entries:
+            if name in owner:
+                raise CheckpointError(f"{file.path}: tensor {name!r} is in {owner[name].path.name} too")
+            owner[name] = file
+    return Source(path=files[0].path, folder=None, files=files, owner=owner, config={})
 
 
 def _open_folder(folder: Path) -> Source:

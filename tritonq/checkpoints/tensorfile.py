@@ -116,7 +116,7 @@ class TensorFile:
         bits, dtype = DTYPES[entry.dtype]
         if dtype is None:
             raise UnsupportedError(f"{self.path}: tensor {entry.name!r} is {entry.dtype}, which is copied but cannot be read")
-        buffer = torch.empty(prod(shape) * bits // 8, dtype=torch.uint8)
+        buffer = torch.empty(prod(shape) * bits // 8, dtype=torch.uint8, device="cpu")
         if buffer.numel():
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(start)

@@ -140,5 +140,8 @@ def _empty(linear: torch.nn.Linear, scheme: Scheme, dtype: torch.dtype) -> Quant
 
 def _records(model) -> dict[str, Record]:
     """What a file says of the model's quantized weights."""
-    return {f"{path}.weight": Record(scheme=str(module.scheme), shape=module.qtensor.shape, dtype=module.qtensor.dtype)
-            for path, module in model.named_modules() if isinstance(module, QuantLinear)}  # fmt: skip
+    return {f"{path}.weight": _record_of(module) for path, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
+def _record_of(module: QuantLinear) -> Record:
+    return Record(scheme=str(module.scheme), shape=module.qtensor.shape, dtype=module.qtensor.dtype)
