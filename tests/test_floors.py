@@ -21,6 +21,7 @@ FLOORS = {
     "tritonq.scheme": 1,
     "tritonq.layouts": 1,
     "tritonq.qtensor": 1,
+    "tritonq.qstack": 1,
     "tritonq.shards": 1,
     "tritonq.levels": 1,
     "tritonq.methods": 1,

@@ -11,6 +11,7 @@ from .plans.bound import find
 from .plans.core import expect_type
 from .plans.descriptors import DequantizeDesc, QuantizeDesc
 from .plans.select import select
+from .qstack import QStack
 from .qtensor import QTensor
 from .scheme import FLOAT_DTYPES, Scheme
 from .torch_ops import choose_product
@@ -117,3 +118,34 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
                 and torch.is_grad_enabled()):  # fmt: skip
             return product.run(x, q, bias, residual)
     return torch.ops.tritonq.matmul(x, q.flat(), q.form, bias, activation, residual)
+
+
+def grouped_matmul(x: torch.Tensor, experts: QStack, ends: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+    """Rows of each expert times that expert's weight: ``activation(x[rows of e] @ w_hat[e].T)``.
+
+    Args:
+        x: ``[T, K]``, rows sorted by expert.
+        experts: weights ``[E, N, K]``.
+        ends: int32 ``[E]`` on the same device, rising: expert e has the rows ``ends[e - 1]`` to ``ends[e]``; it may have none. (The
+            ``offs`` of ``torch._grouped_mm``.)
+        activation: as for :func:`matmul`.
+
+    Returns:
+        ``[T, N]`` (``[T, N / 2]`` for swiglu) in x's dtype; rows beyond ``ends[-1]`` are zero, which is how rows are left out.
+
+    One product per expert that has rows, of the same kernels and precision as :func:`matmul`. ``ends`` is read on the host: a GPU is
+    waited for, and a CUDA graph cannot hold it. Gradients flow to x.
+
+    Raises:
+        InvalidProblemError: shapes, dtypes or ends that do not fit.
+
+    Example:
+        >>> import torch, tritonq
+        >>> experts = tritonq.QStack.of(tritonq.quantize(torch.cat([torch.eye(4), 2 * torch.eye(4)]), "int8"), 2)
+        >>> tritonq.grouped_matmul(torch.ones(3, 4), experts, torch.tensor([1, 3], dtype=torch.int32))[:, 0].tolist()
+        [1.0, 2.0, 2.0]
+    """
+    if activation is not None:
+        expect_type(activation, str, "activation")
+    expect_type(experts, QStack, "experts")
+    return torch.ops.tritonq.grouped_matmul(x, experts.flat(), experts.form, ends, activation)

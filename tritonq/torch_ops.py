@@ -13,6 +13,7 @@ from .errors import InvalidProblemError
 from .plans.bound import find
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
+from .qstack import QStack
 from .qtensor import QTensor, expected_flat, parse_form
 from .reference.matrix import activation_backward
 
@@ -76,6 +77,42 @@ def _quantize_fake(x, scheme, layout="row"):
     return [x.new_empty(shape, dtype=dtype) for shape, dtype in expected_flat(desc.scheme, (desc.n, desc.k), desc.dtype, layout).values()]
 
 
+def _by_expert(rows, stack, ends, columns, run):
+    """``run(rows of the expert, its weight)`` for each expert that has rows, one after another; rows beyond the last end become zero."""
+    if rows.dim() != 2 or ends.dtype != torch.int32 or tuple(ends.shape) != (len(stack),):
+        got = f"{list(rows.shape)} and {ends.dtype} {list(ends.shape)}"
+        raise InvalidProblemError(f"a grouped product takes rows [T, features] and ends int32 [{len(stack)}], got {got}")
+    stops = ends.tolist()
+    if any(stop < start for start, stop in zip([0, *stops], [*stops, rows.shape[0]])):
+        raise InvalidProblemError(f"ends must rise from 0 to at most the {rows.shape[0]} rows, got {stops}"[:300])
+    out, start = rows.new_empty(rows.shape[0], columns), 0
+    for q, stop in zip(stack, stops):
+        if stop > start:
+            out[start:stop] = run(rows[start:stop], q)
+        start = stop
+    out[start:] = 0
+    return out
+
+
+def _grouped_matmul(x, weight, form, ends, activation=None):
+    def run(rows, q):
+        return find(activation, choose_product, rows, q, None, None).run(rows, q, None, None)
+
+    stack = QStack.from_flat(weight, form)
+    return _by_expert(x, stack, ends, features(stack.shape[1], activation), run)
+
+
+def _grouped_matmul_fake(x, weight, form, ends, activation=None):
+    n, k = parse_form(form)[1]
+    _expect_last(x, k, "x", form)
+    return x.new_empty((x.shape[0], features(n, activation)))
+
+
+def _grouped_matmul_dx(dy, weight, form, ends):
+    stack = QStack.from_flat(weight, form)
+    return _by_expert(dy, stack, ends, stack.shape[2], lambda rows, q: select(MatmulBackwardDesc.of(rows, q)).run(rows, q))
+
+
 def _expect_last(tensor, size, name, form):
     if tensor.dim() < 1 or tensor.shape[-1] != size:
         raise InvalidProblemError(f"{name} has shape {tuple(tensor.shape)}; its last dimension must be {size} for a weight {form!r}")
@@ -111,6 +148,24 @@ def _matmul_backward(ctx, grad):
     return (d_x, [None] * ctx.tensors, None, d_bias, None, d_residual)[:given]
 
 
+def _keep_for_grouped_backward(ctx, inputs, output):
+    """As for ``matmul``."""
+    x, weight, ctx.form, ends, *rest = inputs
+    ctx.activation = rest[0] if rest else None
+    ctx.tensors = len(weight)
+    ctx.save_for_backward(*weight, ends, x if ctx.activation is not None else None)
+
+
+def _grouped_backward(ctx, grad):
+    *weight, ends, x = ctx.saved_tensors
+    d_sum = grad
+    if ctx.activation is not None:
+        compute, limit = parse_form(ctx.form)[0].decode_dtype(grad.dtype), torch.finfo(x.dtype)
+        before = _ops.grouped_matmul(x, weight, ctx.form, ends).clamp(limit.min, limit.max)
+        d_sum = activation_backward(grad.to(compute), before.to(compute), ctx.activation).to(grad.dtype)
+    return (_ops.grouped_matmul_dx(d_sum, weight, ctx.form, ends), [None] * ctx.tensors, None, None, None)[: len(ctx.needs_input_grad)]
+
+
 def _keep_weight(ctx, inputs, output):
     _, weight, ctx.form = inputs
     ctx.tensors = len(weight)
@@ -133,8 +188,13 @@ def _define(schema: str, implementation, fake) -> None:
 _define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
         _matmul, _matmul_fake)  # fmt: skip
 _define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
+_define("grouped_matmul(Tensor x, Tensor[] weight, str form, Tensor ends, str? activation=None) -> Tensor",
+        _grouped_matmul, _grouped_matmul_fake)  # fmt: skip
+_define("grouped_matmul_dx(Tensor dy, Tensor[] weight, str form, Tensor ends) -> Tensor",
+        _grouped_matmul_dx, lambda dy, weight, form, ends: _matmul_dx_fake(dy, weight, form))  # fmt: skip
 _define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
 _define("embedding(Tensor ids, Tensor[] weight, str form) -> Tensor", _embedding, _embedding_fake)
 _define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
 torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=_library)
+torch.library.register_autograd("tritonq::grouped_matmul", _grouped_backward, setup_context=_keep_for_grouped_backward, lib=_library)
 torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=_library)

@@ -253,3 +253,18 @@ def test_swiglu_goes_to_the_portable_kernel():
     x, q = torch.randn(2, 96).half(), row.relayout("ksplit")
     assert "no epilogue 'swiglu'" in tritonq.explain(MatmulDesc.of(x, q, activation="swiglu"))
     assert same_bits(tritonq.matmul(x, q, activation="swiglu"), tritonq.matmul(x, row, activation="swiglu"))
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "uint4.g32", "int8"])
+def test_grouped_product_reads_each_expert_of_a_stack(scheme):
+    """Views of one stack, whose scales begin anywhere, and rows of one x."""
+    n, k = 21, 136
+    stack = tritonq.QStack.of(weight(scheme, 3 * n, k, torch.float16, seed=1), 3)
+    x = torch.randn(9, k, dtype=torch.float16)
+    ends = torch.tensor([4, 4, 8], dtype=torch.int32)
+    y = tritonq.grouped_matmul(x, stack.relayout("ksplit"), ends)
+    assert bool((y[8:] == 0).all())
+    for rows, q, got in zip(x[:8].split([4, 0, 4]), stack, y[:8].split([4, 0, 4]), strict=True):
+        plan = tritonq.select(MatmulDesc.of(rows, q.relayout("ksplit")))
+        assert plan.kernel.name == "matmul_ksplit" or not len(rows)
+        assert not len(rows) or within(got, rows, q, plan)

@@ -70,13 +70,16 @@ def test_what_the_command_line_wrote_is_loaded(source, tmp_path):
             assert same_bits(model.get_submodule(name.removesuffix(".weight")).qtensor.dequantize(), value.dequantize())
 
 
-def test_fused_experts_are_named(tmp_path):
-    config = transformers.Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+def test_experts_of_another_kind_are_named(tmp_path):
+    """gpt-oss: transposed weights with biases, which no module here computes."""
+    config = transformers.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
     with pytest.warns(UserWarning, match="experts.gate_up_proj"):
         model = load(tmp_path / "full", quantization_config=TritonQConfig("int8"))
     assert layers(model) and logits(model).isfinite().all()
+    model.save_pretrained(tmp_path / "quantized")
+    assert same_bits(logits(load(tmp_path / "quantized")), logits(model))
     tritonq.checkpoints.quantize_checkpoint(tmp_path / "full", tmp_path / "out", "int8")
     with pytest.raises(tritonq.errors.UnsupportedError, match="experts.*--exclude"):
         load(tmp_path / "out")

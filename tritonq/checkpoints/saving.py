@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InvalidProblemError
+from ..qstack import QStack
 from ..qtensor import QTensor
 from .checkpoint import open as open_checkpoint
 from .native import MANIFEST, Record, header_metadata, manifest, stored_names, to_tensors
@@ -14,10 +15,10 @@ from .writer import write_json, write_tensors
 
 
 def save(model_or_tensors, path: str | Path) -> None:
-    """Write ``{name: QTensor | Tensor}`` or a module to ``path``: a ``.safetensors`` file, or a folder that gets ``model.safetensors``.
+    """Write ``{name: QTensor | QStack | Tensor}`` or a module to ``path``: a ``.safetensors`` file, or a folder (``model.safetensors``).
 
-    Of a module the state dict is written; a submodule with an attribute (or method) ``qtensor`` gives its ``weight`` as that QTensor.
-    The file appears whole or not at all.
+    Of a module the state dict is written; a submodule with a dict ``quantized`` gives those weights, one with an attribute (or method)
+    ``qtensor`` its ``weight`` as that QTensor. A QStack is stored as the rows of all its matrices. The file appears whole or not at all.
 
     Example:
         >>> import torch, tritonq
@@ -26,14 +27,13 @@ def save(model_or_tensors, path: str | Path) -> None:
     path, named = checked_path(path), _named_tensors(model_or_tensors)
     records, tensors = {}, {}
     for name, value in named.items():
-        if not isinstance(name, str) or not isinstance(value, (QTensor, torch.Tensor)):
-            raise InvalidProblemError(f"save takes text -> QTensor or torch.Tensor, got {name!r} -> {type(value).__name__}"[:300])
+        if not isinstance(name, str) or not isinstance(value, (QTensor, QStack, torch.Tensor)):
+            raise InvalidProblemError(f"save takes text -> QTensor, QStack or torch.Tensor, got {name!r} -> {type(value).__name__}"[:300])
         if name == "__metadata__":
             raise InvalidProblemError("a tensor is called '__metadata__', which safetensors files keep for themselves; rename it")
-        if isinstance(value, QTensor):
-            value = value.relayout("row")
+        if isinstance(value, (QTensor, QStack)):
             records[name] = Record(scheme=str(value.scheme), shape=tuple(value.shape), dtype=value.dtype)
-            parts = to_tensors(name, value)
+            parts = to_tensors(name, value.matrix() if isinstance(value, QStack) else value)
         else:
             parts = {name: value}
         clash = next((part for part in stored_names(name, records.get(name)) if part in tensors or (part != name and part in named)), None)
@@ -59,11 +59,16 @@ def _named_tensors(model_or_tensors) -> dict:
         raise InvalidProblemError(f"save takes a module or a dict of tensors, got {type(model_or_tensors).__name__}")
     named = dict(model_or_tensors.state_dict())
     for prefix, module in model_or_tensors.named_modules():
-        q = getattr(module, "qtensor", None)
-        q = q() if callable(q) else q
-        if isinstance(q, QTensor):
-            name = f"{prefix}.weight" if prefix else "weight"
+        for own, q in _weights(module).items():
+            name = f"{prefix}.{own}" if prefix else own
             for stored in stored_names(name, Record(scheme="", shape=(), dtype=q.dtype)):
                 named.pop(stored, None)
             named[name] = q
     return named
+
+
+def _weights(module: torch.nn.Module) -> dict[str, QTensor | QStack]:
+    """The quantized weights of a module by their own names."""
+    q = getattr(module, "qtensor", None)
+    q = q() if callable(q) else q
+    return getattr(module, "quantized", None) or ({"weight": q} if isinstance(q, QTensor) else {})

@@ -11,14 +11,26 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoints.native import FAMILY, FORMAT_VERSION, METADATA_KEY, Record, header_metadata, quantization_config, to_tensors
+from ..checkpoints.native import (
+    FAMILY,
+    FORMAT_VERSION,
+    METADATA_KEY,
+    Record,
+    header_metadata,
+    quantization_config,
+    stored_names,
+    to_tensors,
+)
 from ..checkpoints.rules import Rules
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.convert import decide, parameters_of
+from ..nn.convert import FoundParameter, decide, parameters_of
+from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantLinear
+from ..nn.weight import QuantizedModule
 from ..ops import quantize
 from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
 from ..scheme import Scheme
+from .transformers_experts import common_scheme, empty_experts, stored_as, with_companions
 
 
 @register_quantization_config(FAMILY)
@@ -58,36 +70,58 @@ class TritonQQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **kwargs):
         found, config = parameters_of(model), self.quantization_config
         if self.pre_quantized:
-            kept = set(config.kept or ())
-            schemes = {one.name: None if one.name in kept else config.overrides.get(one.name, config.scheme) for one in found}
-            lost = [one.name for one in found if one.tensor.dim() > 2 and schemes[one.name] is not None]
+            schemes = {one.name: self._stored_scheme(model, one) for one in found}
+            lost = [one.name for one in found if one.tensor.dim() > 2 and schemes[one.name] is not None and not one.is_weight]
             if lost:
-                rule = "the checkpoint holds these experts quantized, and Transformers' fused experts modules cannot"
+                rule = "the checkpoint holds these experts quantized, and no module here can take them"
                 raise UnsupportedError(f"{', '.join(lost)}: {rule}; quantize the model with --exclude for them")
         else:
             rules = Rules.parse({**config.overrides, "*": config.scheme}, exclude=config.exclude)
             schemes = {one.name: scheme for one, (scheme, _) in zip(found, decide(found, rules), strict=True)}
         head = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None
         for one in found:
-            if one.is_weight and type(one.module) is torch.nn.Linear and schemes[one.name] is not None and one.module is not head:
-                dtype = one.tensor.dtype if config.dtype is None else NAMED_DTYPES[config.dtype]
+            dtype = one.tensor.dtype if config.dtype is None else NAMED_DTYPES[config.dtype]
+            if schemes[one.name] is None or not one.is_weight or one.module is head:
+                continue
+            if type(one.module) is torch.nn.Linear:
                 model.set_submodule(one.path, _empty(one.module, Scheme.parse(schemes[one.name]), dtype))
+            elif is_experts(one.module) and one.own_name == WEIGHTS[0]:
+                both = {name: schemes[f"{one.path}.{name}"] for name in WEIGHTS}
+                common_scheme(one.path, {name: scheme and "quantized" for name, scheme in both.items()})
+                model.set_submodule(one.path, empty_experts(one.module, both, dtype))
+
+    def _stored_scheme(self, model, one: FoundParameter) -> str | None:
+        """The scheme that a checkpoint says a parameter has; None: it was kept."""
+        config, kept = self.quantization_config, set(self.quantization_config.kept or ())
+        if one.tensor.dim() < 2:
+            return None
+        parts = [one.name] if one.name in kept or one.name in config.overrides else stored_as(model, one.name, tuple(one.tensor.shape))
+        return common_scheme(one.name, {part: None if part in kept else config.overrides.get(part, config.scheme) for part in parts})
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         for module in model.modules():
-            if isinstance(module, QuantLinear):
+            if isinstance(module, QuantizedModule):
                 module.complete()
+        if getattr(model, "_weight_conversions", None) is not None:
+            model._weight_conversions = with_companions(model._weight_conversions, model)  # for saving
         records = _records(model)
         if records:
             described = quantization_config(records, [])
             self.quantization_config.scheme, self.quantization_config.overrides = described["scheme"], described["overrides"]
             self.quantization_config.dtype = described["dtype"]
-        self.quantization_config.kept = [one.name for one in parameters_of(model) if one.is_weight]
+        left = [one for one in parameters_of(model) if one.tensor.dim() > 1]
+        self.quantization_config.kept = [part for one in left for part in stored_as(model, one.name, tuple(one.tensor.shape))]
         return model
+
+    def update_weight_conversions(self, weight_conversions, model) -> list:
+        return with_companions(weight_conversions, model) + self.get_weight_conversions()
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
         path, _, name = param_name.rpartition(".")
-        return name == "weight" and not self.pre_quantized and isinstance(model.get_submodule(path), QuantLinear)
+        module = model.get_submodule(path)
+        if isinstance(module, QuantExperts):  # True also lets a file hold all rows of all experts as one matrix; see complete()
+            return self.pre_quantized or name in WEIGHTS
+        return name == "weight" and not self.pre_quantized and isinstance(module, QuantLinear)
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize()
@@ -96,7 +130,13 @@ class TritonQQuantizer(HfQuantizer):
         return []  # what is stored is what a module holds
 
     def get_state_dict_and_metadata(self, model):
-        return None, {METADATA_KEY: header_metadata({}, _records(model))[METADATA_KEY]}
+        records, state = _records(model), None
+        whole = [name for name, record in records.items() if len(record.shape) > 2]
+        if whole:  # experts that no converter takes apart: files hold the rows of all as one matrix
+            state = model.state_dict()
+            for name in (stored for weight in whole for stored in stored_names(weight, records[weight]) if stored in state):
+                state[name] = state[name].flatten(0, 1)
+        return state, {METADATA_KEY: header_metadata({}, records)[METADATA_KEY]}
 
     def is_serializable(self) -> bool:
         return True
@@ -111,9 +151,12 @@ class TritonQQuantizer(HfQuantizer):
         return True
 
     def _dequantize(self, model, dtype=None):
+        dtype = NAMED_DTYPES.get(dtype, dtype)  # text, once a model was saved
         for path, module in list(model.named_modules()):
             if isinstance(module, QuantLinear):
                 model.set_submodule(path, module.to_linear(dtype))
+            elif isinstance(module, QuantExperts):
+                model.set_submodule(path, module.to_experts(dtype))
         return model
 
 
@@ -122,8 +165,10 @@ class _Quantize(ConversionOps):
 
     def convert(self, input_dict, full_layer_name=None, model=None, missing_keys=None, **kwargs):
         (value,) = input_dict.values()
-        module = model.get_submodule(full_layer_name.rpartition(".")[0])
-        tensors = to_tensors(full_layer_name, quantize(value[0] if isinstance(value, list) else value, module.scheme))
+        path, _, name = full_layer_name.rpartition(".")
+        module, value = model.get_submodule(path), value[0] if isinstance(value, list) else value
+        make = quantize_stack if isinstance(module, QuantExperts) else quantize
+        tensors = to_tensors(full_layer_name, make(value, module.quantized[name].scheme))
         if missing_keys is not None:
             missing_keys.difference_update(tensors)
         module._is_hf_initialized = True
@@ -139,9 +184,10 @@ def _empty(linear: torch.nn.Linear, scheme: Scheme, dtype: torch.dtype) -> Quant
 
 
 def _records(model) -> dict[str, Record]:
-    """What a file says of the model's quantized weights."""
-    return {f"{path}.weight": _record_of(module) for path, module in model.named_modules() if isinstance(module, QuantLinear)}
-
-
-def _record_of(module: QuantLinear) -> Record:
-    return Record(scheme=str(module.scheme), shape=module.qtensor.shape, dtype=module.qtensor.dtype)
+    """What a file says of the model's quantized weights, under the names that they have there."""
+    records = {}
+    for path, module in model.named_modules():
+        for name, q in module.quantized.items() if isinstance(module, QuantLinear | QuantExperts) else ():
+            parts = stored_as(model, f"{path}.{name}", q.shape)
+            records |= {part: Record(scheme=str(q.scheme), shape=shape, dtype=q.dtype) for part, shape in parts.items()}
+    return records

@@ -1,5 +1,6 @@
 """Floor 6. Quantized modules, and the call that puts them into a model: ``tritonq.quantize_(model, "nf4")``."""
 from .convert import Decided, QuantizationReport, quantize_
+from .experts import QuantExperts
 from .modules import QuantEmbedding, QuantLinear
 
-__all__ = ["Decided", "QuantEmbedding", "QuantLinear", "QuantizationReport", "quantize_"]
+__all__ = ["Decided", "QuantEmbedding", "QuantExperts", "QuantLinear", "QuantizationReport", "quantize_"]

@@ -12,8 +12,10 @@ from ..checkpoints.rules import Rules
 from ..checkpoints.tensorfile import DTYPE_NAMES, Entry
 from ..errors import InvalidProblemError, TritonQError
 from ..ops import quantize
+from ..qstack import refuses
 from ..scheme import Scheme
 from ..sizes import format_bytes
+from .experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from .modules import QuantEmbedding, QuantLinear
 
 
@@ -69,8 +71,9 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
 
     The rule is that of ``tritonq quantize``: norms, biases, embeddings, an lm_head tied to one, and expert routers are kept. Only modules
     that are exactly ``torch.nn.Linear`` or ``torch.nn.Embedding`` are replaced, because what a subclass does with its weight is not
-    known. Weights of two or more axes that other modules hold, such as the 3-D parameters of fused experts, cannot be replaced: they are
-    kept, named in the report, and a warning is given.
+    known, and the gated experts of Transformers, both of their 3-D weights together (:class:`QuantExperts`). Weights of two or more axes
+    that other modules hold, such as experts with biases or of another form, cannot be replaced: they are kept, named in the report, and
+    a warning is given.
 
     Returns:
         QuantizationReport: for every parameter, what happened and why.
@@ -93,17 +96,23 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         raise InvalidProblemError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place; use from_linear")
     found = parameters_of(model)
     decisions = decide(found, Rules.parse(scheme, include, exclude), filter_fn)
-    decided, made = [], {}
+    decided, made, stacks = [], {}, {}
     for one, (chosen, reason) in zip(found, decisions, strict=True):
         before = after = one.tensor.nbytes
         if chosen is not None:
             try:
-                q = made.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
-                new = _REPLACE[type(one.module)](one.module, q, layout)
+                if is_experts(one.module):
+                    both = stacks.setdefault(one.path, {})
+                    q = both[one.own_name] = quantize_stack(one.tensor, chosen)
+                    new = QuantExperts.from_experts(one.module, *map(both.get, WEIGHTS), layout) if len(both) == len(WEIGHTS) else None
+                else:
+                    q = made.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
+                    made[id(one.tensor), chosen] = q
+                    new = _REPLACE[type(one.module)](one.module, q, layout).train(one.module.training)
             except TritonQError as error:
                 raise type(error)(f"{one.name}: {error}") from error
-            made[id(one.tensor), chosen] = q
-            model.set_submodule(one.path, new.train(one.module.training))
+            if new is not None:
+                model.set_submodule(one.path, new)
             after = q.nbytes
         decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
                                bytes_before=before, bytes_after=after))  # fmt: skip
@@ -129,7 +138,12 @@ class FoundParameter:
     @property
     def is_weight(self) -> bool:
         """Of a module that can be replaced."""
-        return type(self.module) in _REPLACE and self.name.endswith("weight")
+        return is_experts(self.module) or (type(self.module) in _REPLACE and self.own_name == "weight")
+
+    @property
+    def own_name(self) -> str:
+        """Within its module."""
+        return self.name.rpartition(".")[2]
 
 
 def parameters_of(model: torch.nn.Module) -> list[FoundParameter]:
@@ -156,11 +170,18 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
             continue
         if getattr(one.module, "max_norm", None) is not None:
             decisions[i] = None, "max_norm changes the table while it is read"
+        elif is_experts(one.module) and (reason := refuses(Scheme.parse(chosen), one.tensor.shape[1])):
+            decisions[i] = None, f"{_HELD}experts: {reason}"
         elif not one.is_weight:
             decisions[i] = None, f"{_HELD}{type(one.module).__name__}, which is not exactly torch.nn.Linear"
         elif type(one.module) is torch.nn.Linear and id(one.tensor) in tables:
             table, of_table, _ = tables[id(one.tensor)]
             decisions[i] = of_table, None if of_table else f"tied to the embedding {table}"
+    for path in {one.path for one in found if is_experts(one.module)}:  # both of their weights are replaced, or none
+        both = [i for i, one in enumerate(found) if one.path == path]
+        kept = next((decisions[i][1] for i in both if decisions[i][0] is None), None)
+        for i in both if kept else ():
+            decisions[i] = None, decisions[i][1] or f"the other weight of these experts is kept ({kept})"
     unreachable = [one.name for one, (_, reason) in zip(found, decisions, strict=True) if reason and reason.startswith(_HELD)]
     if unreachable:
         warnings.warn(f"not quantized, because no Linear holds them: {', '.join(unreachable)}", stacklevel=3)

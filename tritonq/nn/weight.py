@@ -1,4 +1,4 @@
-"""Floor 6. A module that owns one quantized weight: its tensors as buffers, moved without a cast, saved in the canonical layout."""
+"""Floor 6. Modules that own quantized weights: their tensors as buffers, moved without a cast, saved in the canonical layout."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,13 +9,14 @@ from ..checkpoints.native import Record, from_tensors, stored_names, to_tensors
 from ..errors import InvalidProblemError, TritonQError
 from ..layouts import LAYOUTS
 from ..plans.core import Target
+from ..qstack import QStack
 from ..qtensor import QTensor, expected_flat
 from ..scheme import Scheme
 
-# Fields of a QTensor, in its order, -> buffers named as in a checkpoint. expanded_scale: dq schemes in a kernel's layout.
-BUFFERS = {
-    "packed": "weight", "stored_scale": "weight_scale", "zero_point": "weight_zero_point", "second_scale": "weight_second_scale",
-    "scale_offset": "weight_scale_offset", "expanded_scale": "weight_expanded_scale", "column_order": "weight_column_order",
+# Fields of a QTensor, in its order, -> what a checkpoint adds to the weight's name. expanded_scale: dq schemes in a kernel's layout.
+SUFFIXES = {
+    "packed": "", "stored_scale": "_scale", "zero_point": "_zero_point", "second_scale": "_second_scale", "scale_offset": "_scale_offset",
+    "expanded_scale": "_expanded_scale", "column_order": "_column_order",
 }  # fmt: skip
 
 
@@ -28,24 +29,119 @@ def best_layout(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> str
     return "row" if LAYOUTS[wanted].refuses(scheme, dtype) else wanted
 
 
-class QuantizedWeight(torch.nn.Module):
-    """What :class:`QuantLinear` and :class:`QuantEmbedding` share.
+class QuantizedModule(torch.nn.Module):
+    """A module that owns quantized weights: each is a name, its tensors are buffers.
 
-    Buffers ``weight`` (packed codes), ``weight_scale``, ``weight_zero_point`` and so on are the tensors of :attr:`qtensor`. ``to``,
-    ``cuda``, ``half`` and the like move them and never change their dtypes. ``state_dict`` holds the layout ``row``, with the names and
-    bytes of :func:`tritonq.save`; loading takes the same and turns it into this module's layout.
+    A weight ``W`` has the buffers ``W`` (packed codes), ``W_scale``, ``W_zero_point`` and so on. ``to``, ``cuda``, ``half`` and the like
+    move them and never change their dtypes. ``state_dict`` holds the layout ``row``, with the names and bytes of :func:`tritonq.save`;
+    loading takes the same and turns it into this module's layout.
+
+    Attributes:
+        quantized: the weights by name.
     """
 
-    def __init__(self, q: QTensor, layout: str):
+    def __init__(self, weights: dict[str, QTensor | QStack], layout: str):
         super().__init__()
-        if not isinstance(q, QTensor):
-            raise InvalidProblemError(f"the weight must be a QTensor, got {type(q).__name__}; from_linear and from_embedding make one")
         if layout != "auto" and layout not in LAYOUTS:
             raise InvalidProblemError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
         self.layout = layout
-        for name in BUFFERS.values():
-            self.register_buffer(name, None)
-        self._hold(q)
+        self.quantized: dict[str, QTensor | QStack] = {}
+        for name, q in weights.items():
+            for suffix in _suffixes(q).values():
+                self.register_buffer(name + suffix, None)
+            self._hold(name, q)
+
+    def _hold(self, name: str, q: QTensor | QStack) -> None:
+        if q.device.type != "meta":
+            q = q.relayout(best_layout(q.scheme, q.dtype, q.device) if self.layout == "auto" else self.layout)
+        for field, suffix in _suffixes(q).items():
+            self._buffers[name + suffix] = getattr(q, field)
+        self.quantized[name] = q
+
+    def complete(self) -> None:
+        """Take the tensors that a loader put into the buffers for the weights, and turn them into this module's layout.
+
+        Raises:
+            InvalidProblemError: a tensor of the wrong shape or dtype.
+        """
+        for name, q in self.quantized.items():
+            held = {field: self._buffers[name + suffix] for field, suffix in _suffixes(q).items()}
+            if isinstance(q, QStack):  # as files hold it: all rows of all experts
+                held = {field: t if t is None or t.dim() == 3 else t.unflatten(0, (len(q), -1)) for field, t in held.items()}
+            self._hold(name, replace(q, **held))
+
+    def _flat(self, name: str = "weight") -> list[torch.Tensor]:
+        """``flat()`` of a weight from the buffers, so that a compiled graph takes them as its inputs."""
+        tensors = [getattr(self, name + suffix) for suffix in _suffixes(self.quantized[name]).values()]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def _apply(self, fn, recurse=True):
+        mine = self._set_aside()
+        super()._apply(fn, recurse)
+        for name, q in self.quantized.items():
+            moved = {}
+            for field, suffix in _suffixes(q).items():
+                tensor = mine[name + suffix]
+                placed = None if tensor is None else fn(tensor)
+                # what a model is cast to says nothing of codes and scales
+                moved[field] = placed if placed is None or placed.dtype == tensor.dtype else tensor.to(placed.device)
+            self._hold(name, replace(q, **moved))
+        return self
+
+    def _set_aside(self) -> dict[str, torch.Tensor | None]:
+        """Leave the weights' buffers empty; returns what they held."""
+        names = [name + suffix for name, q in self.quantized.items() for suffix in _suffixes(q).values()]
+        mine = {name: self._buffers[name] for name in names}
+        self._buffers.update(dict.fromkeys(mine))
+        return mine
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        mine = self._set_aside()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._buffers.update(mine)
+        for name, q in self.quantized.items():
+            destination.update(to_tensors(prefix + name, q.relayout("row")))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        stored = {name: stored_names(prefix + name, record_of(q)) for name, q in self.quantized.items()}
+        mine = self._set_aside()
+        rest = {key: value for key, value in state_dict.items() if not any(key in names for names in stored.values())}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
+        self._buffers.update(mine)
+        for name, q in self.quantized.items():
+            wanted = [prefix + name + SUFFIXES[field] for field in expected_flat(q.scheme, q.shape[-2:], q.dtype, "row")]
+            absent = [key for key in wanted if key not in state_dict]
+            missing.extend(absent)
+            if absent:
+                continue
+            tensors = {key: state_dict[key].detach() for key in stored[name] if key in state_dict}
+            if not local_metadata.get("assign_to_params_buffers", False):
+                tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+            try:
+                loaded = _read(prefix + name, q, tensors)
+            except TritonQError as error:
+                errors.append(f"{prefix}{name}: {error}")
+                continue
+            self._hold(name, loaded if q.device.type == "meta" else loaded.to(q.device))
+
+    def __getstate__(self):
+        """The weights as they are, which can be pickled also where torch cannot pickle their tensors (8-bit floats)."""
+        names = [name + suffix for name, q in self.quantized.items() for suffix in _suffixes(q).values()]
+        return self.__dict__ | {"_buffers": {name: value for name, value in self._buffers.items() if name not in names}}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for name, q in list(self.quantized.items()):
+            self._hold(name, q)
+
+
+class QuantizedWeight(QuantizedModule):
+    """What :class:`QuantLinear` and :class:`QuantEmbedding` share: one weight, called ``weight``."""
+
+    def __init__(self, q: QTensor, layout: str):
+        if not isinstance(q, QTensor):
+            raise InvalidProblemError(f"the weight must be a QTensor, got {type(q).__name__}; from_linear and from_embedding make one")
+        super().__init__({"weight": q}, layout)
 
     @property
     def qtensor(self) -> QTensor:
@@ -57,83 +153,30 @@ class QuantizedWeight(torch.nn.Module):
         if not isinstance(q, QTensor) or q.shape != self._q.shape:
             got = f"shape {q.shape}" if isinstance(q, QTensor) else type(q).__name__
             raise InvalidProblemError(f"the weight must be a QTensor of shape {self._q.shape}, got {got}")
-        self._hold(q)
+        self._hold("weight", q)
 
     @property
     def scheme(self) -> Scheme:
         return self._q.scheme
 
-    def _hold(self, q: QTensor) -> None:
-        if q.device.type != "meta":
-            q = q.relayout(best_layout(q.scheme, q.dtype, q.device) if self.layout == "auto" else self.layout)
-        for field, name in BUFFERS.items():
-            self._buffers[name] = getattr(q, field)
-        self._q, self._form = q, q.form
+    def _hold(self, name: str, q: QTensor) -> None:
+        super()._hold(name, q)
+        self._q = self.quantized[name]
+        self._form = self._q.form
 
-    def complete(self) -> None:
-        """Take the tensors that a loader put into the buffers for the weight, and turn them into this module's layout.
 
-        Raises:
-            InvalidProblemError: a tensor of the wrong shape or dtype.
-        """
-        self._hold(replace(self._q, **{field: self._buffers[name] for field, name in BUFFERS.items()}))
+def record_of(q: QTensor | QStack) -> Record:
+    """What a file says of a weight."""
+    return Record(scheme=str(q.scheme), shape=q.shape, dtype=q.dtype)
 
-    def _flat(self) -> list[torch.Tensor]:
-        """``qtensor.flat()`` from the buffers, so that a compiled graph takes them as its inputs."""
-        tensors = [getattr(self, name) for name in BUFFERS.values()]
-        return [tensor for tensor in tensors if tensor is not None]
 
-    def _apply(self, fn, recurse=True):
-        mine = self._set_aside()
-        super()._apply(fn, recurse)
-        moved = {}
-        for field, name in BUFFERS.items():
-            tensor = mine[name]
-            placed = None if tensor is None else fn(tensor)
-            # what a model is cast to says nothing of codes and scales
-            moved[field] = placed if placed is None or placed.dtype == tensor.dtype else tensor.to(placed.device)
-        self._hold(replace(self._q, **moved))
-        return self
+def _read(name: str, like: QTensor | QStack, tensors: dict[str, torch.Tensor]) -> QTensor | QStack:
+    """A weight such as ``like`` of the tensors that a state holds."""
+    if not isinstance(like, QStack):
+        return from_tensors(name, record_of(like), tensors)
+    flat = {key: tensor.flatten(0, 1) if tensor.dim() == 3 else tensor for key, tensor in tensors.items()}
+    return QStack.of(from_tensors(name, record_of(like), flat), len(like))
 
-    def _set_aside(self) -> dict[str, torch.Tensor | None]:
-        """Leave the weight's buffers empty; returns what they held."""
-        mine = {name: self._buffers[name] for name in BUFFERS.values()}
-        self._buffers.update(dict.fromkeys(mine))
-        return mine
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        mine = self._set_aside()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        self._buffers.update(mine)
-        destination.update(to_tensors(prefix + "weight", self._q.relayout("row")))
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        q, name = self._q, prefix + "weight"
-        record = Record(scheme=str(q.scheme), shape=q.shape, dtype=q.dtype)
-        stored = stored_names(name, record)
-        mine = self._set_aside()
-        rest = {key: value for key, value in state_dict.items() if key not in stored}
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
-        self._buffers.update(mine)
-        wanted = [prefix + BUFFERS[field] for field in expected_flat(q.scheme, q.shape, q.dtype, "row")]
-        absent = [key for key in wanted if key not in state_dict]
-        missing.extend(absent)
-        if absent:
-            return
-        tensors = {key: state_dict[key].detach() for key in stored if key in state_dict}
-        if not local_metadata.get("assign_to_params_buffers", False):
-            tensors = {key: tensor.clone() for key, tensor in tensors.items()}
-        try:
-            loaded = from_tensors(name, record, tensors)
-        except TritonQError as error:
-            errors.append(f"{name}: {error}")
-            return
-        self._hold(loaded if q.device.type == "meta" else loaded.to(q.device))
-
-    def __getstate__(self):
-        """The weight as its QTensor, which can be pickled also where torch cannot pickle its tensors (8-bit floats)."""
-        return self.__dict__ | {"_buffers": {name: value for name, value in self._buffers.items() if name not in BUFFERS.values()}}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._hold(self._q)
+def _suffixes(q: QTensor | QStack) -> dict[str, str]:
+    return {field: suffix for field, suffix in SUFFIXES.items() if hasattr(q, field)}
