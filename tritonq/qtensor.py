@@ -260,6 +260,12 @@ class QTensor:
         return cls(scheme, shape, dtype, layout=layout, **dict(zip(names, tensors, strict=True)))
 
     @classmethod
+    def on_meta(cls, scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, *, act_order: bool = False) -> QTensor:
+        """Shapes and dtypes alone, in layout ``row`` on the meta device: what a loader fills."""
+        wanted = expected_flat(scheme, shape, dtype, "row") | ({"column_order": ((shape[1],), torch.int32)} if act_order else {})
+        return cls(scheme, shape, dtype, **{name: torch.empty(size, dtype=kind, device="meta") for name, (size, kind) in wanted.items()})
+
+    @classmethod
     def from_tensors(cls, scheme: Scheme | str, shape: tuple[int, int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]) -> QTensor:
         """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme, and scales must be finite.
 

@@ -31,6 +31,10 @@ class Cut:
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.view).narrow(self.axis, self.start, self.length)
 
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of that part: contiguous, and the whole need not live on."""
+        return _bytes(self.of(tensor)).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
+
 
 def narrow(q: QTensor, axis: int, start: int, length: int) -> QTensor:
     """Rows (``axis`` 0) or columns (1) ``start`` to ``start + length`` of ``q``, without loss, in layout ``row``.
@@ -53,7 +57,7 @@ def narrow(q: QTensor, axis: int, start: int, length: int) -> QTensor:
     taken = {}
     for name, cut in cuts(q.scheme, q.shape, axis, start, length, act_order=q.column_order is not None).items():
         tensor = getattr(row, name)
-        taken[name] = tensor if tensor is None or cut is None else _own(cut.of(tensor))
+        taken[name] = tensor if tensor is None or cut is None else cut.take(tensor)
     return replace(row, shape=shape, **_in_shape(taken, q.scheme, shape, q.dtype))
 
 
@@ -287,10 +291,6 @@ def _check_qtensor(q) -> None:
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """8-bit floats as bytes: torch does not copy or join every one of them."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    return _bytes(tensor).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError, InvalidProblemError, UnsupportedError
+from ..shards import Cut
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 
@@ -112,21 +113,35 @@ class TensorFile:
         row_bytes = width * DTYPES[entry.dtype][0] // 8
         return self._read(entry, entry.start + first * row_bytes, (last - first, width))
 
-    def _read(self, entry: Entry, start: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def read_cut(self, name: str, cut: Cut) -> torch.Tensor:
+        """A piece of a tensor, as :meth:`tritonq.shards.Cut.take` would give it; the rest of the tensor is not read."""
+        entry = self.entries[name]
+        if entry.numel != prod(cut.view):
+            raise self.fail(f"tensor {name!r} has shape {list(entry.shape)}, expected {list(cut.view)}")
+        runs, inner = prod(cut.view[: cut.axis]), prod(cut.view[cut.axis + 1 :]) * DTYPES[entry.dtype][0] // 8
+        shape = (*cut.view[: cut.axis], cut.length, *cut.view[cut.axis + 1 :])
+        return self._read(entry, entry.start + cut.start * inner, shape, runs, cut.view[cut.axis] * inner)
+
+    def _read(self, entry: Entry, start: int, shape: tuple[int, ...], runs: int = 1, stride: int = 0) -> torch.Tensor:
+        """A tensor of ``shape`` from ``runs`` pieces of the file, ``stride`` bytes apart."""
         bits, dtype = DTYPES[entry.dtype]
         if dtype is None:
             raise UnsupportedError(f"{self.path}: tensor {entry.name!r} is {entry.dtype}, which is copied but cannot be read")
         buffer = torch.empty(prod(shape) * bits // 8, dtype=torch.uint8, device="cpu")
         if buffer.numel():
             with open(self.path, "rb", buffering=0) as file:
-                file.seek(start)
-                view, done = memoryview(buffer.numpy()), 0
-                while done < len(view):
-                    count = file.readinto(view[done : done + (1 << 30)])
-                    if not count:
-                        raise self.fail(f"tensor {entry.name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
-                    done += count
+                for i, piece in enumerate(buffer.view(runs, -1)):
+                    file.seek(start + i * stride)
+                    self._fill(file, memoryview(piece.numpy()), entry.name)
         return buffer.view(dtype).reshape(shape)
+
+    def _fill(self, file, view: memoryview, name: str) -> None:
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done : done + (1 << 30)])
+            if not count:
+                raise self.fail(f"tensor {name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
+            done += count
 
 
 def checked_path(path: str | os.PathLike) -> Path:
