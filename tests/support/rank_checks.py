@@ -18,7 +18,7 @@ from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, RowwiseParallel, ShardedLinear
 from tritonq.errors import CheckpointError, InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantEmbedding, QuantLinear
-from tritonq.nn.weight import BUFFERS
+from tritonq.nn.weight import SUFFIXES
 
 STYLES = {0: ColwiseParallel, 1: RowwiseParallel}
 MODEL_SCHEMES = ("nf4.g32", "int4.g32", "int8", "fp8_e4m3")
@@ -82,7 +82,7 @@ def parts_are_pieces_of_the_whole(mesh, folder):
             assert list(state) == list(stored)
             placed = distributed.weight_placements(q.scheme, q.shape, axis, ranks)
             for field, placement in placed.items():
-                if (name := BUFFERS[field]) in stored:
+                if (name := "weight" + SUFFIXES[field]) in stored:
                     assert state[name].placements == (placement,) and state[name].shape == stored[name].shape, (scheme, name)
             gathered = mine.gather()
             assert all(map(same_bits, gathered.flat(), q.flat())), scheme

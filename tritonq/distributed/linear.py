@@ -11,8 +11,9 @@ from ..checkpoints.family import Record
 from ..checkpoints.native import from_tensors
 from ..errors import UnsupportedError
 from ..nn.modules import QuantLinear
-from ..nn.weight import BUFFERS
+from ..nn.weight import SUFFIXES, QuantizedModule
 from ..ops import matmul
+from ..qstack import QStack
 from ..qtensor import QTensor
 from ..shards import cuts, expand_scales
 from .placements import as_dtensor, local_part, weight_placements
@@ -59,7 +60,7 @@ def shard_(module: QuantLinear, mesh: DeviceMesh, style) -> QuantLinear:
         bias = distribute_tensor(module.bias.detach(), mesh, [split], src_data_rank=None)
         module.bias = torch.nn.Parameter(bias, requires_grad=module.bias.requires_grad)
     module.__class__ = ShardedLinear
-    module._hold(part)
+    module._hold("weight", part)
     return module
 
 
@@ -125,7 +126,7 @@ class ShardedLinear(QuantLinear):
             if local is not None:
                 times = split.mesh.size() if isinstance(placement, Shard) else 1
                 whole = tuple(n * times if isinstance(placement, Shard) and i == placement.dim else n for i, n in enumerate(local.shape))
-                found[name + BUFFERS[field].removeprefix("weight")] = as_dtensor(local, whole, split.mesh, placement)
+                found[name + SUFFIXES[field]] = as_dtensor(local, whole, split.mesh, placement)
         return found
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -136,7 +137,7 @@ class ShardedLinear(QuantLinear):
         split, mine = self.sharding, dict(state_dict)
         taken = cuts(self._q.scheme, split.shape, split.axis, split.start, split.length, act_order=self._q.column_order is not None)
         for field, cut in taken.items():
-            key = prefix + BUFFERS[field]
+            key = f"{prefix}weight{SUFFIXES[field]}"
             if key not in mine:
                 continue
             try:
@@ -172,26 +173,19 @@ def _gathered(tensor: DTensor) -> torch.Tensor:
     return whole.view(dtype) if dtype.itemsize == 1 else whole
 
 
-def gather(model: torch.nn.Module) -> dict[str, QTensor | torch.Tensor]:
-    """The whole model on every rank as ``{name: QTensor | Tensor}``, which :func:`tritonq.save` writes; all ranks must call it together.
+def gather(model: torch.nn.Module) -> dict[str, QTensor | QStack | torch.Tensor]:
+    """The whole model on every rank as ``{name: QTensor | QStack | Tensor}``, for :func:`tritonq.save`; all ranks call it together.
 
     Example:
         >>> tensors = gather(model)  # doctest: +SKIP
         >>> if torch.distributed.get_rank() == 0: tritonq.save(tensors, "model.safetensors")  # doctest: +SKIP
     """
-    named: dict[str, QTensor | torch.Tensor] = {}
-    weights = {path: module for path, module in model.named_modules() if isinstance(module, ShardedLinear)}
-    inner = {f"{path}.{name}" if path else name for path in weights for name in BUFFERS.values()}
-    for name, tensor in model.state_dict().items():
-        if name not in inner:
-            named[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    named = dict(model.state_dict())
     for path, module in model.named_modules():
-        name = f"{path}.weight" if path else "weight"
-        if isinstance(module, ShardedLinear):
-            named[name] = module.gather()
-        elif isinstance(getattr(module, "qtensor", None), QTensor):
-            for buffer in BUFFERS.values():
-                named.pop(f"{path}.{buffer}" if path else buffer, None)
-            named[name] = module.qtensor
-    return named
-
+        if isinstance(module, QuantizedModule):
+            for own, q in module.quantized.items():
+                name = f"{path}.{own}" if path else own
+                for suffix in SUFFIXES.values():
+                    named.pop(name + suffix, None)
+                named[name] = module.gather() if isinstance(module, ShardedLinear) else q
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in named.items()}

@@ -16,7 +16,7 @@ from ..checkpoints.native import FAMILY, from_tensors
 from ..errors import CheckpointError, InvalidProblemError, TritonQError
 from ..nn.convert import parameters_of
 from ..nn.modules import QuantEmbedding, QuantLinear
-from ..nn.weight import BUFFERS, QuantizedWeight
+from ..nn.weight import SUFFIXES, QuantizedModule, QuantizedWeight
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from ..shards import Cut, cuts, expand_scales, narrow
@@ -58,7 +58,7 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
             name = prefix + "weight"
             used.add(name)
             try:
-                module._hold(_weight(module, checkpoint, name).to(device))
+                module._hold("weight", _weight(module, checkpoint, name).to(device))
             except TritonQError as error:
                 raise CheckpointError(f"{checkpoint.source.path}: weight {name!r}: {error}") from error
         for wanted in _tensors_of(module, prefix, stored, checkpoint):
@@ -126,7 +126,7 @@ def _weight(module: QuantizedWeight, checkpoint: Checkpoint, name: str) -> QTens
     found = {entry.name: entry for entry in checkpoint.entries(name)}
     tensors = {}
     for field, cut in cuts(scheme, split.shape, split.axis, split.start, split.length, act_order=f"{name}_column_order" in found).items():
-        stored = name + BUFFERS[field].removeprefix("weight")
+        stored = name + SUFFIXES[field]
         if stored in found:
             tensors[stored] = _read(checkpoint, stored, cut)
     return from_tensors(name, Record(scheme=record.scheme, shape=shape, dtype=record.dtype), tensors)
@@ -135,8 +135,8 @@ def _weight(module: QuantizedWeight, checkpoint: Checkpoint, name: str) -> QTens
 def _tensors_of(module: torch.nn.Module, prefix: str, stored: dict[str, str], checkpoint: Checkpoint) -> list[_Wanted]:
     """The parameters of a module and the buffers that a checkpoint holds; those of a quantized weight are another's matter."""
     own = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
-    weight = set(BUFFERS.values()) if isinstance(module, QuantizedWeight) else set()
-    skipped = weight | module._non_persistent_buffers_set
+    quantized = module.quantized if isinstance(module, QuantizedModule) else ()
+    skipped = {name + suffix for name in quantized for suffix in SUFFIXES.values()} | module._non_persistent_buffers_set
     own |= {name: tensor for name, tensor in module._buffers.items() if tensor is not None and name not in skipped}
     found = [_Wanted(own=name, stored=stored.get(prefix + name, prefix + name), tensor=tensor) for name, tensor in own.items()]
     missing = [one.stored for one in found if one.stored not in checkpoint]
