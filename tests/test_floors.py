@@ -31,6 +31,7 @@ FLOORS = {
     "tritonq.kernels": 3,
     "tritonq.plans": 4,
     "tritonq.torch_ops": 5,
+    "tritonq.fake_quantize_op": 5,
     "tritonq.ops": 5,
     "tritonq.codegen": 5,
     "tritonq.nn": 6,

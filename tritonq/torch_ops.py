@@ -17,7 +17,7 @@ from .qstack import QStack
 from .qtensor import QTensor, expected_flat, parse_form
 from .reference.matrix import activation_backward
 
-_library = torch.library.Library("tritonq", "DEF")
+library = torch.library.Library("tritonq", "DEF")
 _ops = torch.ops.tritonq
 
 
@@ -177,24 +177,25 @@ def _matmul_dx_backward(ctx, grad):
     return _ops.matmul(grad, weight, ctx.form), [None] * ctx.tensors, None
 
 
-def _define(schema: str, implementation, fake) -> None:
+def define(schema: str, implementation, fake) -> None:
+    """One operator of ``torch.ops.tritonq`` for every device, and what it gives without data."""
     name = schema.partition("(")[0]
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    _library.define(schema, tags=tags)
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tritonq::{name}", fake, lib=_library)
+    library.define(schema, tags=tags)
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tritonq::{name}", fake, lib=library)
 
 
-_define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
+define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
         _matmul, _matmul_fake)  # fmt: skip
-_define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
-_define("grouped_matmul(Tensor x, Tensor[] weight, str form, Tensor ends, str? activation=None) -> Tensor",
+define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
+define("grouped_matmul(Tensor x, Tensor[] weight, str form, Tensor ends, str? activation=None) -> Tensor",
         _grouped_matmul, _grouped_matmul_fake)  # fmt: skip
-_define("grouped_matmul_dx(Tensor dy, Tensor[] weight, str form, Tensor ends) -> Tensor",
+define("grouped_matmul_dx(Tensor dy, Tensor[] weight, str form, Tensor ends) -> Tensor",
         _grouped_matmul_dx, lambda dy, weight, form, ends: _matmul_dx_fake(dy, weight, form))  # fmt: skip
-_define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
-_define("embedding(Tensor ids, Tensor[] weight, str form) -> Tensor", _embedding, _embedding_fake)
-_define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
-torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=_library)
-torch.library.register_autograd("tritonq::grouped_matmul", _grouped_backward, setup_context=_keep_for_grouped_backward, lib=_library)
-torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=_library)
+define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
+define("embedding(Tensor ids, Tensor[] weight, str form) -> Tensor", _embedding, _embedding_fake)
+define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
+torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=library)
+torch.library.register_autograd("tritonq::grouped_matmul", _grouped_backward, setup_context=_keep_for_grouped_backward, lib=library)
+torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=library)

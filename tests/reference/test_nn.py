@@ -189,6 +189,42 @@ def test_act_order():
     assert same_bits(other(x), layer(x)) and "weight_column_order" in layer.state_dict()
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int4.g32", "uint4.g32", "int8", "fp8_e4m3", "mxfp4", "int3.g40"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_layers(scheme, bias):
+    torch.manual_seed(0)
+    layers = [QuantLinear.from_linear(nn.Linear(96, n, bias), scheme, layout=layout) for n, layout in ((40, "row"), (8, "row"), (8, "row"))]
+    x = torch.randn(2, 3, 96)
+    fused = QuantLinear.fused(layers)
+    assert same_bits(fused.qtensor.dequantize(), torch.cat([layer.qtensor.dequantize() for layer in layers]))
+    torch.testing.assert_close(fused(x), torch.cat([layer(x) for layer in layers], -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_gated_mlp(dtype):
+    torch.manual_seed(0)
+    linears = [nn.Linear(*sizes, bias=False, dtype=dtype) for sizes in ((64, 128), (64, 128), (128, 64))]
+    gate, up, down = (QuantLinear.from_linear(one, "nf4") for one in linears)
+    mlp, x = tritonq.nn.QuantGatedMLP(QuantLinear.fused([gate, up]), down), torch.randn(5, 64, dtype=dtype)
+    tight = {torch.float32: 1e-5, BF16: 2e-2}[dtype]
+    torch.testing.assert_close(mlp(x), down(F.silu(gate(x)) * up(x)), rtol=tight, atol=tight)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(mlp, fullgraph=True, backend="aot_eager")(x), mlp(x))
+
+
+@pytest.mark.parametrize("make, text", [
+    (lambda: QuantLinear.fused([linear("nf4"), linear("int8")]), "one scheme"), (lambda: QuantLinear.fused([]), "at least one part"),
+    (lambda: QuantLinear.fused([linear("nf4"), linear("nf4", bias=False)]), "with and without bias"),
+    (lambda: QuantLinear.fused([linear("nf4"), nn.Linear(96, 4)]), "got Linear; quantize it first"),
+    (lambda: QuantLinear.fused([linear("int8.tensor"), QuantLinear.from_linear(nn.Linear(96, 4), "int8.tensor")]), "share one stored"),
+    (lambda: tritonq.nn.QuantGatedMLP(linear("nf4"), linear("nf4")), "no bias"),
+    (lambda: tritonq.nn.QuantGatedMLP(linear("nf4", bias=False), linear("nf4")), "twice the outputs"),
+])  # fmt: skip
+def test_what_cannot_be_fused_is_refused(make, text):
+    with pytest.raises(InvalidProblemError, match=text):
+        make()
+
+
 @pytest.mark.parametrize("scheme", ["int8", "nf4.g32", "uint4.g16", "mxfp4", "nvfp4", "fp8_e4m3", "bf16", "int3.g24"])
 def test_embedding(scheme):
     table = nn.Embedding(50, 48)

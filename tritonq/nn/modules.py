@@ -1,5 +1,7 @@
-"""Floor 6. QuantLinear and QuantEmbedding."""
+"""Floor 6. QuantLinear, what is fused of several, and QuantEmbedding."""
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -7,6 +9,7 @@ from ..errors import InvalidProblemError, UnsupportedError
 from ..ops import dequantize, matmul, quantize
 from ..qtensor import QTensor
 from ..scheme import Scheme
+from ..shards import concatenate
 from .weight import QuantizedWeight
 
 _is_compiling = torch.compiler.is_compiling
@@ -49,6 +52,38 @@ class QuantLinear(QuantizedWeight):
             raise InvalidProblemError(f"from_linear takes a torch.nn.Linear, got {type(linear).__name__}")
         return cls(quantize(linear.weight.detach(), scheme, g_idx=g_idx), linear.bias, layout).train(linear.training)
 
+    @classmethod
+    def fused(cls, layers: Sequence[QuantLinear], *, layout: str = "auto") -> QuantLinear:
+        """One layer for several that read the same x, such as Q, K and V: its outputs are theirs, one after another in the last axis.
+
+        Nothing is quantized again: codes and scales are joined. One product reads x once and is launched once.
+
+        Raises:
+            InvalidProblemError: layers of different schemes, dtypes or in_features, with and without bias, with act-order, or whose scales
+                cannot be joined (see :func:`tritonq.shards.concatenate`).
+
+        Example:
+            >>> import torch, tritonq
+            >>> q, k, v = (tritonq.nn.QuantLinear.from_linear(torch.nn.Linear(64, n), "nf4") for n in (64, 16, 16))
+            >>> qkv = tritonq.nn.QuantLinear.fused([q, k, v])
+            >>> [part.shape[-1] for part in qkv(torch.randn(2, 64)).split([64, 16, 16], -1)]
+            [64, 16, 16]
+        """
+        layers = list(layers)
+        wrong = next((type(layer).__name__ for layer in layers if not isinstance(layer, QuantLinear)), None)
+        if wrong is not None:
+            raise InvalidProblemError(f"fused takes QuantLinear layers, got {wrong}; quantize it first")
+        biases = [layer.bias for layer in layers]
+        if len({bias is None for bias in biases}) > 1:
+            raise InvalidProblemError("layers with and without bias cannot be fused; give all of them one, maybe of zeros")
+        if any(layer.qtensor.column_order is not None for layer in layers):
+            raise InvalidProblemError("layers with act-order cannot be fused: each has an order of columns of its own")
+        q = concatenate([layer.qtensor for layer in layers])
+        if biases[0] is None:
+            return cls(q, None, layout).train(layers[0].training)
+        trained = any(bias.requires_grad for bias in biases)
+        return cls(q, torch.nn.Parameter(torch.cat([b.detach() for b in biases]), requires_grad=trained), layout).train(layers[0].training)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _is_compiling():
             return torch.ops.tritonq.matmul(x, self._flat(), self._form, self.bias)
@@ -65,6 +100,42 @@ class QuantLinear(QuantizedWeight):
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, scheme={self.scheme}, layout={self._q.layout}"
+
+
+class QuantGatedMLP(torch.nn.Module):
+    """``down(silu(gate(x)) * up(x))`` with gate and up as one weight, whose product ends with the gating; for models of one's own.
+
+    Args:
+        gate_up: ``[2 I, H]``, the gate's rows and then up's: ``QuantLinear.fused([gate, up])``. Without bias.
+        down: ``[H, I]``.
+
+    Example:
+        >>> import torch, tritonq
+        >>> linears = [torch.nn.Linear(*sizes, bias=False) for sizes in ((32, 64), (32, 64), (64, 32))]
+        >>> gate, up, down = (tritonq.nn.QuantLinear.from_linear(linear, "int8") for linear in linears)
+        >>> mlp = tritonq.nn.QuantGatedMLP(tritonq.nn.QuantLinear.fused([gate, up]), down)
+        >>> x = torch.randn(2, 32)
+        >>> torch.allclose(mlp(x), down(torch.nn.functional.silu(gate(x)) * up(x)), atol=1e-5)
+        True
+    """
+
+    def __init__(self, gate_up: QuantLinear, down: QuantLinear):
+        super().__init__()
+        for name, layer in (("gate_up", gate_up), ("down", down)):
+            if not isinstance(layer, QuantLinear):
+                raise InvalidProblemError(f"{name} must be a QuantLinear, got {type(layer).__name__}")
+        if gate_up.bias is not None:
+            raise InvalidProblemError("gate_up must have no bias; the gating follows the product directly")
+        if gate_up.out_features != 2 * down.in_features:
+            rule = "gate_up must have twice the outputs that down has inputs"
+            raise InvalidProblemError(f"{rule}, got {gate_up.out_features} and {down.in_features}")
+        self.gate_up_proj, self.down_proj = gate_up, down
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.gate_up_proj
+        if _is_compiling():
+            return self.down_proj(torch.ops.tritonq.matmul(x, layer._flat(), layer._form, None, "swiglu"))
+        return self.down_proj(matmul(x, layer.qtensor, activation="swiglu"))
 
 
 class QuantEmbedding(QuantizedWeight):

@@ -100,6 +100,22 @@ def quantize(x: torch.Tensor, scheme: Scheme) -> QTensor:
     return QTensor(scheme, (n, k), x.dtype, packed, scale, zero_point, second)
 
 
+def quantize_scaled(x: torch.Tensor, scheme: Scheme, scale: torch.Tensor, zero_point: torch.Tensor | None = None) -> QTensor:
+    """x ``[N, K]`` under scales and zero points that are given, as stored, instead of taken from x."""
+    n, k = x.shape
+    compute, (group_rows, group_columns) = compute_dtype(x.dtype), scheme.group_shape(n, k)
+    packed = torch.empty(n, scheme.format.row_bytes(k), dtype=torch.uint8, device=x.device)
+    divisor = scheme.scale_format(x.dtype).decode_ref(scale).to(compute)
+    divisor = torch.where(divisor == 0, 1, divisor)
+    zero = None if zero_point is None else zero_point.to(compute)
+    for panel in _panels(n, k, group_rows):
+        at = slice(panel.start // group_rows, -(-panel.stop // group_rows))
+        for rows in _chunks(panel.start, panel.stop, k) if at.stop - at.start == 1 else [panel]:
+            codes = _codes(x[rows].to(compute), divisor[at], None if zero is None else zero[at], scheme, group_rows, group_columns)
+            packed[rows] = pack_row(codes, scheme.format.bits)
+    return QTensor(scheme, (n, k), x.dtype, packed, scale, zero_point)
+
+
 def dequantize(q: QTensor, dtype: torch.dtype) -> torch.Tensor:
     """Decoded values ``[N, K]``, computed in the scheme's decode dtype and cast once."""
     q = q.relayout("row")
