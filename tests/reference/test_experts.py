@@ -13,7 +13,8 @@ from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantExperts, QuantLinear
 from tritonq.nn.experts import quantize_stack
 
-transformers = pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5")
+from tests.support.tiny_models import load, logits, make  # noqa: E402
 from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -164,35 +165,13 @@ def test_wrong_shapes_are_refused():
         experts().to_experts()
 
 
-SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
-IDS = torch.arange(24).reshape(2, 12) * 7 % 256
-
-
-def moe(dtype=torch.float32):
-    config = transformers.Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return model(IDS).logits
-
-
-def load(path, **more):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **more)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-    return model.eval()
-
-
 def found(model) -> list[QuantExperts]:
     return [module for module in model.modules() if isinstance(module, QuantExperts)]
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int4.g32", "int8", "fp8_e4m3"])
 def test_quantize_replaces_them_and_gives_the_logits_of_the_decoded_model(scheme):
-    model = moe()
+    model = make("qwen3 moe")
     report = tritonq.quantize_(model, scheme)
     assert len(found(model)) == 2 and sum("experts" in one.name for one in report.quantized) == 4
     assert {one.reason for one in report.kept if one.name.endswith("gate.weight")} == {"expert router"}
@@ -210,21 +189,21 @@ def test_quantize_replaces_them_and_gives_the_logits_of_the_decoded_model(scheme
 
 
 def test_both_weights_of_experts_or_none():
-    model = moe()
+    model = make("qwen3 moe")
     report = tritonq.quantize_(model, {"*gate_up_proj": "nf4", "*down_proj": "int8"}, exclude=["*layers.1.mlp.experts.down_proj"])
     (layer,) = found(model)
     assert {name: str(q.scheme) for name, q in layer.quantized.items()} == {"gate_up_proj": "nf4", "down_proj": "int8"}
     reasons = {one.name: one.reason for one in report.kept}
     assert "other weight of these experts is kept (excluded" in reasons["model.layers.1.mlp.experts.gate_up_proj"]
     with pytest.warns(UserWarning, match="experts.gate_up_proj"):
-        report = tritonq.quantize_(model := moe(), "nvfp4")
+        report = tritonq.quantize_(model := make("qwen3 moe"), "nvfp4")
     reasons = {one.name: one.reason for one in report.kept}
     assert not found(model) and "experts need their own" in reasons["model.layers.0.mlp.experts.down_proj"]
 
 
 @pytest.mark.parametrize("scheme, dtype", [("nf4.g32", torch.float32), ("uint4.g32", BF16), ("fp8_e4m3", BF16)])
 def test_transformers_quantizes_saves_and_loads_them(tmp_path, scheme, dtype):
-    moe(dtype).save_pretrained(tmp_path / "full")
+    make("qwen3 moe", dtype).save_pretrained(tmp_path / "full")
     model = load(tmp_path / "full", quantization_config=TritonQConfig(scheme), dtype=dtype)
     want = load(tmp_path / "full", dtype=dtype)
     tritonq.quantize_(want, scheme)
@@ -239,7 +218,7 @@ def test_transformers_quantizes_saves_and_loads_them(tmp_path, scheme, dtype):
 
 
 def test_kept_experts_stay_and_mixed_ones_are_named(tmp_path):
-    moe().save_pretrained(tmp_path / "full")
+    make("qwen3 moe").save_pretrained(tmp_path / "full")
     model = load(tmp_path / "full", quantization_config=TritonQConfig("int8", exclude=["*layers.0.mlp.experts*"]))
     assert len(found(model)) == 1
     model.save_pretrained(tmp_path / "quantized")
@@ -253,7 +232,7 @@ def test_a_file_may_hold_all_rows_of_all_experts_as_one_matrix(tmp_path):
     """Where a model has no converter that takes experts apart, its files hold the 3-D weight as ``tritonq quantize`` writes it."""
     import safetensors.torch
 
-    moe().save_pretrained(tmp_path / "full")
+    make("qwen3 moe").save_pretrained(tmp_path / "full")
     model = load(tmp_path / "full", quantization_config=TritonQConfig("uint4.g32"))
     model._weight_conversions = None
     model.save_pretrained(tmp_path / "apart")

@@ -6,38 +6,19 @@ import tritonq
 from tests.support.schemes import same_bits
 from tritonq.nn import QuantLinear
 
-transformers = pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5")
+from tests.support.tiny_models import IDS, load, logits, make  # noqa: E402
 from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
 
-SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES),
-    "qwen3, tied": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
-}
-IDS = torch.arange(24).reshape(2, 12) * 7 % 256
 
-
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=["llama", "qwen3, tied"])
 def source(request, tmp_path):
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]()).save_pretrained(tmp_path / "full")
+    make(request.param).save_pretrained(tmp_path / "full")
     return tmp_path / "full"
-
-
-def load(path, **more):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **more)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-    return model.eval()
 
 
 def layers(model) -> dict:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
-
-
-@torch.no_grad()
-def logits(model):
-    return model(IDS).logits
 
 
 @pytest.mark.parametrize("scheme, dtype", [("nf4", torch.float32), ("uint4.g32", torch.bfloat16), ("int8", torch.bfloat16),
@@ -72,9 +53,7 @@ def test_what_the_command_line_wrote_is_loaded(source, tmp_path):
 
 def test_experts_of_another_kind_are_named(tmp_path):
     """gpt-oss: transposed weights with biases, which no module here computes."""
-    config = transformers.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
+    make("gpt-oss").save_pretrained(tmp_path / "full")
     with pytest.warns(UserWarning, match="experts.gate_up_proj"):
         model = load(tmp_path / "full", quantization_config=TritonQConfig("int8"))
     assert layers(model) and logits(model).isfinite().all()

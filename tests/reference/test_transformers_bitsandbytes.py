@@ -8,33 +8,14 @@ from tritonq.nn import QuantLinear
 
 transformers = pytest.importorskip("transformers", minversion="5")
 functional = pytest.importorskip("bitsandbytes.functional")
+from tests.support.tiny_models import IDS, load, logits, make  # noqa: E402
 from tritonq.integrations.transformers_checkpoints import checkpoint_config  # noqa: E402
-
-SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES),
-    "qwen3, tied": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
-}
-IDS = torch.arange(24).reshape(2, 12) * 7 % 256
-
-
-@torch.no_grad()
-def logits(model):
-    return model(IDS).logits
-
-
-def load(path, **more):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **more)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-    return model.eval()
 
 
 def quantized(folder, architecture, kind="nf4", nested=False, dtype=torch.float32):
     """A checkpoint written by Transformers and bitsandbytes, and the ordinary model that computes with its decoded weights."""
-    torch.manual_seed(0)
     full = folder / "full"
-    transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=dtype).save_pretrained(full)
+    make(architecture, dtype).save_pretrained(full)
     config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=nested)
     model = transformers.AutoModelForCausalLM.from_pretrained(full, quantization_config=config, dtype=dtype)
     model.save_pretrained(folder / "bnb")
