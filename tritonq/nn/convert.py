@@ -96,18 +96,27 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         raise InvalidProblemError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place; use from_linear")
     found = parameters_of(model)
     decisions = decide(found, Rules.parse(scheme, include, exclude), filter_fn)
-    decided, made, stacks = [], {}, {}
-    for one, (chosen, reason) in zip(found, decisions, strict=True):
+    shared = Counter(id(one.tensor) for one in found)
+    todo = list(zip(found, decisions, strict=True))[::-1]
+    del found  # what was replaced must not be kept alive
+    decided, tied, halves = [], {}, {}
+    while todo:
+        one, (chosen, reason) = todo.pop()
         before = after = one.tensor.nbytes
         if chosen is not None:
             try:
                 if is_experts(one.module):
-                    both = stacks.setdefault(one.path, {})
-                    q = both[one.own_name] = quantize_stack(one.tensor, chosen)
-                    new = QuantExperts.from_experts(one.module, *map(both.get, WEIGHTS), layout) if len(both) == len(WEIGHTS) else None
+                    q = quantize_stack(one.tensor, chosen)
+                    half = halves.pop(one.path, None)
+                    if half is None:  # the module is replaced when both of its weights are there
+                        halves[one.path], new = q, None
+                    else:
+                        pair = (half, q) if one.own_name == WEIGHTS[1] else (q, half)
+                        new = QuantExperts.from_experts(one.module, *pair, layout)
                 else:
-                    q = made.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
-                    made[id(one.tensor), chosen] = q
+                    q = tied.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
+                    if shared[id(one.tensor)] > 1:
+                        tied[id(one.tensor), chosen] = q
                     new = _REPLACE[type(one.module)](one.module, q, layout).train(one.module.training)
             except TritonQError as error:
                 raise type(error)(f"{one.name}: {error}") from error
