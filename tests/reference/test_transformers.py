@@ -64,6 +64,18 @@ def test_experts_of_another_kind_are_named(tmp_path):
         load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", ["qwen3, tied", "qwen3 moe"])
+def test_device_maps_and_layers_on_disk(family, tmp_path):
+    pytest.importorskip("accelerate")
+    make(family).save_pretrained(tmp_path / "full")
+    model = load(tmp_path / "full", quantization_config=TritonQConfig("nf4.g32"), device_map="auto")
+    model.save_pretrained(tmp_path / "quantized")
+    parts = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")}
+    for placed in ("auto", parts | {"model.layers.1": "disk"}):
+        again = load(tmp_path / "quantized", device_map=placed, offload_folder=tmp_path / "disk")
+        assert same_bits(logits(again), logits(model))
+
+
 def test_it_compiles_whole(source):
     model = load(source, quantization_config=TritonQConfig("nf4"))
     torch._dynamo.reset()
