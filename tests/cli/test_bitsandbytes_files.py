@@ -14,7 +14,7 @@ from tests.support.bitsandbytes_files import NESTED, STATE, decoded, state, text
 from tritonq.errors import TritonQError
 
 
-@pytest.mark.parametrize("nested, scheme", [(False, "nf4.g64.s32"), (True, "nf4.g64.dq")])
+@pytest.mark.parametrize("nested, scheme", [(False, "nf4.g64"), (True, "nf4.g64.dq")])
 def test_read_list_verify_convert(cli, tmp_path, nested, scheme):
     path, kept = tmp_path / "model.safetensors", torch.randn(3)
     save_file(weight(nested) | {"a.bias": kept}, path)
@@ -49,7 +49,7 @@ def test_another_table_of_scales_is_held_decoded(tmp_path):
     named["a.weight.nested_quant_map"] = torch.linspace(-1, 1, 256)
     save_file(named, tmp_path / "x.safetensors")
     q = tritonq.load(tmp_path / "x.safetensors")["a.weight"]
-    assert str(q.scheme) == "nf4.g64.s32"
+    assert str(q.scheme) == "nf4.g64"
     assert torch.equal(q.scale.flatten(), torch.linspace(-1, 1, 256)[200:208] * 3 + 0.5)
 
 

@@ -36,8 +36,7 @@ def test_load_compute_save_reload(tmp_path, architecture, kind, nested, dtype):
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
     assert len(layers) == 14  # bitsandbytes keeps the head
     for name, layer in layers.items():
-        scale = "dq" if nested else "" if dtype == torch.float32 else "s32"
-        assert str(layer.scheme) == ("nf4" if kind == "nf4" else "fp4_bnb") + ".g64" + ("." + scale if scale else "")
+        assert str(layer.scheme) == ("nf4" if kind == "nf4" else "fp4_bnb") + ".g64" + ".dq" * nested
         assert torch.equal(layer.qtensor.dequantize(), plain.get_submodule(name).weight), name
     assert model.lm_head.weight.dtype == model.model.norm.weight.dtype == dtype
     tight = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}

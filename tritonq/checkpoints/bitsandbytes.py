@@ -143,11 +143,10 @@ def _record(source: Source, name: str, stored: str) -> Record:
     # bitsandbytes decodes with constants of its own, so its code book needs to be the known one, to rounding
     if not torch.allclose(source.read(f"{name}.quant_map").reshape(-1), _table(levels), rtol=0, atol=1e-6):
         raise CheckpointError(f"{where}: the levels in {name + '.quant_map'!r} are not those of {kind}")
-    scale = "" if state.dtype == torch.float32 else ".s32"
+    nested = False
     if state.offset is not None and group == state.block and state.outer_block == DQ_BLOCK:
-        table = source.read(f"{name}.nested_quant_map").reshape(-1)
-        scale = ".dq" if torch.equal(table, _table(DYNAMIC_MAP)) else scale
-    return Record(scheme=f"{fmt}.g{group}{scale}", shape=state.shape, dtype=state.dtype)
+        nested = torch.equal(source.read(f"{name}.nested_quant_map").reshape(-1), _table(DYNAMIC_MAP))
+    return Record(scheme=f"{fmt}.g{group}{'.dq' * nested}", shape=state.shape, dtype=state.dtype)
 
 
 def _table(values: tuple[float, ...]) -> torch.Tensor:
