@@ -5,6 +5,8 @@ JOBS ?= 2
 PIP_FLAGS ?=
 PY := $(VENV)/bin/python
 OLDEST := .triton36
+VLLM := .vllm
+VLLM_PYTHON ?= python3.11
 
 ifeq ($(shell command -v nvidia-smi),)
 TORCH ?= torch==2.13.0
@@ -15,11 +17,12 @@ endif
 # torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
 install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 
-.PHONY: help test test-oldest check lint lint-kernels demo docs bench-cpu clean
+.PHONY: help test test-oldest test-vllm check lint lint-kernels demo docs bench-cpu clean
 
 help:
 	@echo "make test         set up $(VENV) and run every test that this machine can run"
 	@echo "make test-oldest  the kernel tests again on the oldest supported Triton (3.6.0)"
+	@echo "make test-vllm    the tests with vLLM itself, its CPU build, in $(VLLM) (Python 3.11, 2.6 GB)"
 	@echo "make check        ruff and the quick tests"
 	@echo "make lint         ruff alone"
 	@echo "make lint-kernels every shipped kernel compiled for every architecture, on both Tritons, and held to rules"
@@ -44,11 +47,21 @@ $(OLDEST)/.done: | $(VENV)/.test
 	$(PY) -m pip install -q $(PIP_FLAGS) --no-deps --target $(OLDEST) triton==3.6.0
 	@touch $@
 
+$(VLLM)/.done: tests/integrations/vllm_requirements.txt pyproject.toml
+	$(VLLM_PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q $(PIP_FLAGS) torch==2.13.0
+	$(VLLM)/bin/python -m pip install -q $(PIP_FLAGS) --no-deps --require-hashes -r tests/integrations/vllm_requirements.txt
+	$(VLLM)/bin/python -m pip install -q $(PIP_FLAGS) --no-deps -e .
+	@touch $@
+
 test: $(VENV)/.test
 	$(PY) tests/run.py --jobs $(JOBS)
 
 test-oldest: $(OLDEST)/.done
 	PYTHONPATH=$(OLDEST) $(PY) tests/run.py --jobs $(JOBS) --only kernels compiled
+
+test-vllm: $(VLLM)/.done
+	$(VLLM)/bin/python -m pytest tests/integrations --durations=5
 
 check: lint
 	$(PY) tests/run.py --jobs $(JOBS) --quick
@@ -71,5 +84,5 @@ bench-cpu: $(VENV)/.test
 	$(VENV)/bin/tritonq bench cpu cpu-memory --json benchmarks/results/cpu.json
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VLLM) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,3 +42,15 @@ def decoded(nested: bool = False) -> torch.Tensor:
         scale = torch.tensor(DYNAMIC_MAP)[200:208] * 3 + 0.5
     levels = tritonq.Scheme.parse("nf4").format.levels
     return (levels.repeat(4).repeat(8, 1) * scale[:, None]).view(4, 128).bfloat16()
+
+
+def stored(name: str, q: tritonq.QTensor) -> dict[str, torch.Tensor]:
+    """What bitsandbytes would have saved for weight ``name`` of scheme ``nf4.g<size>``, with ``.dq`` or without."""
+    packed, nested = q.packed, "dq" in q.scheme.options
+    fields = {"blocksize": q.scheme.group_size, "dtype": str(q.dtype).removeprefix("torch."), "shape": list(q.shape)}
+    named = {"": ((packed >> 4) | (packed << 4)).reshape(-1, 1), ".absmax": q.stored_scale.reshape(-1),
+             ".quant_map": q.scheme.format.levels}  # fmt: skip
+    if nested:
+        fields |= NESTED | {"nested_offset": q.scale_offset.item()}
+        named |= {".nested_absmax": q.second_scale, ".nested_quant_map": torch.tensor(DYNAMIC_MAP)}
+    return {name + suffix: tensor for suffix, tensor in (named | {STATE.removeprefix("a.weight"): state(**fields)}).items()}

@@ -43,14 +43,9 @@ class Checkpoint:
         return name in self.records or name in self._names
 
     def __getitem__(self, name: str) -> QTensor | torch.Tensor:
-        record = self.records.get(name)
-        if record is None:
+        if name not in self.records:
             return self.source.read(name)
-        tensors = {stored: self.source.read(stored) for stored in self._stored(name)}
-        try:
-            return self._family.assemble(name, record, tensors)
-        except TritonQError as error:
-            raise CheckpointError(f"{self._where(name)}: weight {name!r}: {error}") from error
+        return self.assemble(name, {stored: self.source.read(stored) for stored in self.stored_names(name)})
 
     def __iter__(self) -> Iterator[tuple[str, QTensor | torch.Tensor]]:
         return ((name, self[name]) for name in self._names)
@@ -66,15 +61,21 @@ class Checkpoint:
 
     def entries(self, name: str) -> list[Entry]:
         """The stored tensors that make up ``name``."""
-        return [self.source.entry(stored) for stored in self._stored(name)]
+        return [self.source.entry(stored) for stored in self.stored_names(name)]
 
-    def _stored(self, name: str) -> list[str]:
+    def assemble(self, name: str, tensors: dict[str, torch.Tensor]) -> QTensor:
+        """Quantized weight ``name`` from its stored tensors, read by whomever; what ``self[name]`` does."""
+        try:
+            return self._family.assemble(name, self.records[name], tensors)
+        except TritonQError as error:
+            where = self.source.owner[self.stored_names(name)[0]].path
+            raise CheckpointError(f"{where}: weight {name!r}: {error}") from error
+
+    def stored_names(self, name: str) -> list[str]:
+        """Names of the stored tensors that make up ``name``."""
         if name not in self.records:
             return [name]
         return [stored for stored in self._family.stored_names(name) if stored in self.source]
-
-    def _where(self, name: str) -> Path:
-        return self.source.owner[self._stored(name)[0]].path
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.source.path)!r}, {self.family}, {len(self)} tensors, {len(self.records)} quantized)"
