@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 import tritonq
 from tests.support.bitsandbytes_files import decoded, weight
 from tritonq.errors import CheckpointError, InvalidProblemError, UnsupportedError
-from tritonq.integrations.serving import ServedCheckpoint, hold, product
-from tritonq.nn.weight import BUFFERS
+from tritonq.integrations.serving import PARAMETERS, ServedCheckpoint, hold, product
 
 
 def served(tmp_path, named) -> ServedCheckpoint:
@@ -121,7 +120,7 @@ def test_refused(tmp_path):
         checkpoint.layer("q").tensors([64], 96)
     with pytest.raises(UnsupportedError, match="no: n.weight, o.weight: nvfp4 has one weight_second_scale for a whole weight"):
         checkpoint.layer("no", fused).tensors([64, 64], 192)
-    assert checkpoint.layer("n").tensors([64], 64)[BUFFERS["second_scale"]].input_axis is None
+    assert checkpoint.layer("n").tensors([64], 64)[PARAMETERS["second_scale"]].input_axis is None
     save_file({"w": rand}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="holds no quantized weight"):
         ServedCheckpoint.open(tmp_path / "plain.safetensors")

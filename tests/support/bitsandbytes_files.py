@@ -49,7 +49,7 @@ def stored(name: str, q: tritonq.QTensor) -> dict[str, torch.Tensor]:
     packed, nested = q.packed, "dq" in q.scheme.options
     fields = {"blocksize": q.scheme.group_size, "dtype": str(q.dtype).removeprefix("torch."), "shape": list(q.shape)}
     named = {"": ((packed >> 4) | (packed << 4)).reshape(-1, 1), ".absmax": q.stored_scale.reshape(-1),
-             ".quant_map": q.scheme.format.levels}  # fmt: skip
+             ".quant_map": q.scheme.format.levels.clone()}  # fmt: skip
     if nested:
         fields |= NESTED | {"nested_offset": q.scale_offset.item()}
         named |= {".nested_absmax": q.second_scale, ".nested_quant_map": torch.tensor(DYNAMIC_MAP)}

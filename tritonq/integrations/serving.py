@@ -19,11 +19,13 @@ from ..checkpoints.checkpoint import open as open_checkpoint
 from ..checkpoints.family import Record
 from ..checkpoints.native import FAMILY, from_tensors, to_tensors
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.weight import BUFFERS, best_layout
+from ..nn.weight import SUFFIXES, best_layout
 from ..qtensor import QTensor, expected_flat
 from ..scheme import Scheme
 from ..shards import check_parts, cuts, expand_scales, expanded_scheme, step
 
+# Fields of a QTensor, in its order -> parameters of a layer.
+PARAMETERS = {field: f"weight{suffix}" for field, suffix in SUFFIXES.items()}
 _MADE = "_tritonq_made"  # on tensors that a stream put together
 # What engines call layers that they fuse from several, where a model's class does not say it.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -76,9 +78,9 @@ class Layer:
             spec = TensorSpec(shape=size, dtype=dtype, output_axis=None if cut_n[field] is None else 0,
                               input_axis=None if cut_k[field] is None else 1, rows=1 if field == "packed" else per_row)  # fmt: skip
             if spec.output_axis is None and len(self.sizes) > 1:
-                rule = f"{self.scheme} has one {BUFFERS[field]} for a whole weight, and these share one layer"
+                rule = f"{self.scheme} has one {PARAMETERS[field]} for a whole weight, and these share one layer"
                 raise UnsupportedError(f"{self.name}: {', '.join(self.sizes)}: {rule}; quantize them with a group size or 'channel'")
-            specs[BUFFERS[field]] = spec
+            specs[PARAMETERS[field]] = spec
         return specs
 
     def assemble(self, tensors: dict[str, torch.Tensor], rows: int, columns: int) -> QTensor:
@@ -174,12 +176,12 @@ def hold(module: torch.nn.Module, layer: Layer, specs: dict[str, TensorSpec], sh
     q = layer.assemble({name: getattr(module, name).data.reshape(spec.shape) for name, spec in specs.items()}, *shape)
     for name in specs:
         delattr(module, name)
-    held = {field: torch.nn.Parameter(tensor, requires_grad=False) for field in BUFFERS if (tensor := getattr(q, field)) is not None}
+    held = {field: torch.nn.Parameter(tensor, requires_grad=False) for field in PARAMETERS if (tensor := getattr(q, field)) is not None}
     for field, parameter in held.items():
-        module.register_parameter(BUFFERS[field], parameter)
+        module.register_parameter(PARAMETERS[field], parameter)
     # The operator finds what was prepared for a weight by its very tensors, as long as the weight is alive.
     module.tritonq_weight, module.tritonq_form = replace(q, **held), q.form
-    module.tritonq_names = tuple(BUFFERS[field] for field in held)
+    module.tritonq_names = tuple(PARAMETERS[field] for field in held)
 
 
 def product(module: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

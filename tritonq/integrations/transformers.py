@@ -113,8 +113,10 @@ class TritonQQuantizer(HfQuantizer):
         self.quantization_config.kept = [part for one in left for part in stored_as(model, one.name, tuple(one.tensor.shape))]
         return model
 
-    def update_weight_conversions(self, weight_conversions, model) -> list:
-        return with_companions(weight_conversions, model) + self.get_weight_conversions()
+    def update_weight_conversions(self, weight_conversions, model=None) -> list:
+        """Transformers 5.19 hands over no model: experts cannot be loaded with it, everything else can."""
+        conversions = list(weight_conversions) if model is None else with_companions(weight_conversions, model)
+        return conversions + self.get_weight_conversions()
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
         path, _, name = param_name.rpartition(".")

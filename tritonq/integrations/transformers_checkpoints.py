@@ -79,7 +79,8 @@ class CheckpointQuantizer(TritonQQuantizer):
 
     def get_weight_conversions(self) -> list:
         family = _KNOWN[self.quantization_config.family]
-        return [WeightConverter(family.stored_names("weight"), "weight", [_Assemble(family)])]
+        longest_first = sorted(family.stored_names("weight"), key=len, reverse=True)  # Transformers 5.19 takes the first that matches
+        return [WeightConverter(longest_first, "weight", [_Assemble(family)])]
 
     def get_new_dtype(self, converter, param, dtype):
         """Stored tensors come as they are; ``_Assemble`` casts those that are no part of a quantized weight."""
