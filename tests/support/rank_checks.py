@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 import tritonq
 from tests.support.schemes import SCHEMES, same_bits
 from tritonq import distributed, shards
-from tritonq.distributed import ColwiseParallel, RowwiseParallel, ShardedLinear
+from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear, gather
 from tritonq.errors import CheckpointError, InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantEmbedding, QuantLinear
 from tritonq.nn.weight import SUFFIXES
@@ -196,6 +196,45 @@ def transformers_models(mesh, folder):
             if scheme == "nf4.g32":
                 a, b = (m.generate(ids, max_new_tokens=4, do_sample=False) for m in (mine, whole))
                 assert torch.equal(a, b), name
+
+
+def mixtures_of_experts(mesh, folder):
+    """Attention split by heads, experts by expert; a state of DTensors, the whole gathered again, and gradients."""
+    import transformers
+
+    sizes = {"vocab_size": 256, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
+    config = transformers.Qwen3MoeConfig(**sizes, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    plan = {name: style for name, style in plan_of(config).items() if ".mlp." not in name}
+    ids = torch.arange(24).reshape(2, 12) * 7 % 256
+    for scheme in MODEL_SCHEMES:
+        whole = causal_lm(config)
+        tritonq.quantize_(whole, scheme)
+        mine = parallelize_module(copy.deepcopy(whole), mesh, plan | {"model.layers.*.mlp.experts": ExpertParallel()})
+        with torch.no_grad():
+            near(mine(ids).logits, whole(ids).logits)
+    experts, parts = whole.model.layers[0].mlp.experts, mine.model.layers[0].mlp.experts
+    assert len(parts.quantized["down_proj"]) == 4 // mesh.size() and f"of {mesh.size()}" in repr(parts)
+    together = gather(mine)
+    assert all(map(same_bits, together["model.layers.0.mlp.experts.down_proj"].flat(), experts.quantized["down_proj"].flat()))
+    state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
+    assert all(tensor.placements == (Shard(0),) and tensor.shape[0] == 4 for tensor in state.values())
+    for source in (state, experts.state_dict()):
+        _zeroed(parts).load_state_dict(source)
+        with torch.no_grad():
+            near(mine(ids).logits, whole(ids).logits)
+    x, index, shares = random(5, 128), torch.tensor([[0, 3], [2, 1], [0, 1], [3, 0], [1, 3]]), torch.rand(5, 2)
+    grads = []
+    for layer in (experts, parts):
+        inputs = x.clone().requires_grad_(), index, shares.clone().requires_grad_()
+        layer(*inputs).square().sum().backward()
+        grads.append((inputs[0].grad, inputs[2].grad))
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        near(ours, theirs)
+    only_experts = nn.ModuleDict({"experts": parts})
+    refused(UnsupportedError, "gather brings the whole together", lambda: tritonq.save(only_experts, folder / "refused.safetensors"))
+    odd = tritonq.nn.QuantExperts.from_weights(torch.randn(3, 64, 32), torch.randn(3, 32, 32), "int8")
+    refused(InvalidProblemError, "3 experts cannot be split into 2 equal parts. Legal numbers of parts: 1, 3",
+            lambda: parallelize_module(nn.ModuleDict({"experts": odd}), mesh, {"experts": ExpertParallel()}))  # fmt: skip
 
 
 def configs() -> dict:
@@ -450,6 +489,6 @@ ON_TWO = (
     distributed_checkpoints_are_loaded_on_any_number_of_ranks, a_whole_state_is_taken_too, dq_weights_are_expanded_on_request,
     operators_on_dtensors, plain_modules_are_loaded, other_modules_are_refused,
 )  # fmt: skip
-WITH_TRANSFORMERS = (transformers_models, loading_reads_only_what_is_kept, loading_refuses_what_does_not_fit)
+WITH_TRANSFORMERS = (transformers_models, mixtures_of_experts, loading_reads_only_what_is_kept, loading_refuses_what_does_not_fit)
 ON_FOUR = (styles_take_and_give_what_they_are_told, gradients_are_those_of_the_whole,
            distributed_checkpoints_are_loaded_on_any_number_of_ranks, plain_modules_are_loaded)  # fmt: skip

@@ -108,11 +108,11 @@ class ShardedLinear(QuantLinear):
         """The rank's part is no Linear of these features; :func:`gather` gives the whole."""
         return self.qtensor  # refuses
 
-    def gather(self) -> QTensor:
+    def gather(self, name: str = "weight") -> QTensor:
         """The whole weight, on every rank; all ranks of the mesh must call it together."""
         with torch.no_grad():
-            whole = {name: _gathered(tensor) for name, tensor in self._dtensors("weight").items()}
-        return from_tensors("weight", self._record(), whole)
+            whole = {name: gathered(tensor) for name, tensor in self._dtensors(name).items()}
+        return from_tensors(name, self._record(), whole)
 
     def _record(self) -> Record:
         return Record(scheme=str(self._q.scheme), shape=self.sharding.shape, dtype=self._q.dtype)
@@ -165,7 +165,7 @@ def _local(tensor: torch.Tensor, cut, mesh: DeviceMesh, placement: Placement) ->
     return tensor if cut is None else cut.take(tensor.detach())
 
 
-def _gathered(tensor: DTensor) -> torch.Tensor:
+def gathered(tensor: DTensor) -> torch.Tensor:
     """The whole tensor; 8-bit floats travel as bytes, which every backend sends."""
     local, dtype = tensor.to_local(), tensor.dtype
     sent = local.view(torch.uint8) if dtype.itemsize == 1 else local
@@ -187,5 +187,5 @@ def gather(model: torch.nn.Module) -> dict[str, QTensor | QStack | torch.Tensor]
                 name = f"{path}.{own}" if path else own
                 for suffix in SUFFIXES.values():
                     named.pop(name + suffix, None)
-                named[name] = module.gather() if isinstance(module, ShardedLinear) else q
+                named[name] = module.gather(own) if hasattr(module, "gather") else q
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in named.items()}
