@@ -1,10 +1,13 @@
 """Checkpoints as bitsandbytes writes them decode to the bits of its ``dequantize_4bit``, and so does what is converted from them."""
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import tritonq
 from tests.oracles.peers import peer
+from tests.support.bitsandbytes_files import stored
 
 functional = peer("bitsandbytes.functional")
 
@@ -47,3 +50,17 @@ def test_blocks_that_run_across_rows(tmp_path, shape, block, nested, dtype, sche
     q = tritonq.load(tmp_path / "x.safetensors")["a.weight"]
     assert str(q.scheme) == scheme and torch.equal(q.dequantize().flatten(), want)
     assert tritonq.checkpoints.open(tmp_path / "x.safetensors").shape("a.weight") == shape
+
+
+@pytest.mark.parametrize("scheme, nested", [("nf4.g64", False), ("nf4.g128.dq", True)])
+def test_the_miniature_that_other_tests_read_is_what_bitsandbytes_writes(scheme, nested):
+    w = torch.randn(128, 512).bfloat16()
+    packed, state = functional.quantize_4bit(w, blocksize=int(scheme.split(".")[1][1:]), compress_statistics=nested, quant_type="nf4")
+    theirs = {"w": packed} | {f"w.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
+    ours = stored("w", tritonq.quantize(w, scheme))
+    assert {name: (t.dtype, t.shape) for name, t in ours.items() if "state" not in name} == {
+        name: (t.dtype, t.shape) for name, t in theirs.items() if "state" not in name}  # fmt: skip
+    assert torch.equal(ours["w"], theirs["w"]) and torch.equal(ours["w.quant_map"], theirs["w.quant_map"])
+    name = "w.quant_state.bitsandbytes__nf4"
+    mine, their = (json.loads(bytes(tensors[name].tolist())) for tensors in (ours, theirs))
+    assert mine.pop("nested_offset", 0) == pytest.approx(their.pop("nested_offset", 0), rel=1e-6) and mine == their
