@@ -39,6 +39,8 @@ FLOORS = {
     "tritonq.nf4_quantizer": 6,
     "tritonq.checkpoints": 6,
     "tritonq.planner": 6,
+    "tritonq.memory_plan": 6,
+    "tritonq.assignment": 6,
     "tritonq.bench": 6,
     "tritonq.tuning": 6,
     "tritonq.integrations": 7,

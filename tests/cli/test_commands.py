@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -66,7 +67,40 @@ def test_plan_of_a_model_is_what_quantize_writes(cli, tmp_path, scheme):
     report = cli("plan", source, "--memory", "1MiB", "--scheme", scheme, "--json").json
     planned = next(row for row in report["choices"] if row["precision"] == scheme)
     written = cli("quantize", source, "--scheme", scheme, "-o", tmp_path / "out", "--json").json["totals"]["bytes_after"]
-    assert planned["weights"] == written and report["parameters"] == sum(t.numel() for t in tensors().values())
+    assert planned["saved"] == written and report["parameters"] == sum(t.numel() for t in tensors().values())
+
+
+def test_plan_of_a_model_on_several_devices(cli, tmp_path):
+    config = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    source = write_folder(tmp_path / "src", config=config)
+    asked = ("plan", source, "--context", 128, "--batch", 2, "--devices", 2, "--target", "cpu", "--scheme", "int4.g32", "--scheme", "nf4")
+    report = cli(*asked, "--memory", "1GiB", "--json").json
+    rows = {row["precision"]: row for row in report["choices"]}
+    assert report["suggestion"] == "as it is" and rows["int4.g32"]["fits"] is False and "Legal numbers" in rows["int4.g32"]["refused"]
+    assert rows["as it is"]["kv_cache"] == 2 * 3 * 1 * 16 * 128 * 2 * 2 and report["tokens"] == 256 and report["devices"] == 2
+    outcome = cli(*asked, "--memory", "1GiB")
+    assert "2 x cpu-reference with" in " ".join(outcome.out.split())
+    assert "nf4 cannot be split: model.layers.0.mlp.down_proj.weight" in outcome.out
+    outcome = cli(*asked, "--memory", "1KiB")
+    assert outcome.status == 1 and "does not fit at any of these" in outcome.out
+    unknown = cli("plan", write_folder(tmp_path / "other"), "--memory", "1GiB", "--context", 128)
+    assert unknown.status == 1 and "KV cache: cannot tell, config.json has no num_hidden_layers" in unknown.out
+    assert "cannot tell whether any fits" in unknown.out
+
+
+def test_plan_assigns_and_quantize_takes_it(cli, tmp_path):
+    source, file = write_folder(tmp_path / "src"), tmp_path / "schemes.json"
+    schemes = ("--scheme", "int8", "--scheme", "nf4.g32", "--scheme", "int2.g32", "--target", "cpu")
+    least = cli("plan", source, "--memory", 1, *schemes, "--assign", file, "--json")
+    assert least.status == 1 and least.json["assignment"] is None and not file.exists()
+    memory = least.json["least_memory"] + 12_000
+    report = cli("plan", source, "--memory", memory, *schemes, "--assign", file, "--json").json["assignment"]
+    assert report["needed"] <= memory and len(set(report["schemes"].values())) > 1 and json.loads(file.read_text())["*"]
+    written = cli("quantize", source, "--scheme", f"@{file}", "-o", tmp_path / "out", "--json").json["totals"]
+    assert written["quality"]["sqnr_db"] == pytest.approx(report["sqnr_db"], abs=1e-3) and written["bytes_after"] == report["saved"]
+    text = cli("plan", source, "--memory", memory, *schemes, "--assign", file).out
+    assert "dB below the best possible" in text and f"tritonq quantize {source} --scheme @{file} -o DST" in text
+    assert "does not fit: the smallest assignment needs" in cli("plan", source, "--memory", 1, *schemes, "--assign", file).out
 
 
 def test_explain(cli):

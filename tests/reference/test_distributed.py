@@ -8,41 +8,18 @@ import tritonq
 from tests.support import rank_checks, ranks
 
 HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-needs_transformers = pytest.mark.skipif(not HAS_TRANSFORMERS, reason="transformers is not installed")
 
 
-def _cases(plain, framework):
-    return [check.__name__ for check in plain] + [pytest.param(check.__name__, marks=needs_transformers) for check in framework]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    rank_checks.save_plain(folder)
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_on_two_ranks_and_then_on_four(tmp_path):
+    """One test, because each group of ranks is spawned once, and four ranks load what two saved."""
+    rank_checks.save_plain(tmp_path)
     if HAS_TRANSFORMERS:
         for name, config in rank_checks.configs().items():
-            rank_checks.causal_lm(config).save_pretrained(folder / name)
+            rank_checks.causal_lm(config).save_pretrained(tmp_path / name)
             for scheme in ("nf4.g32", "int3.g32", "int8"):
-                tritonq.checkpoints.quantize_checkpoint(folder / name, folder / f"{name}-{scheme}", scheme)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    return ranks.run([*rank_checks.ON_TWO, *(rank_checks.WITH_TRANSFORMERS if HAS_TRANSFORMERS else ())], 2, folder)
-
-
-@pytest.fixture(scope="module")
-def four(folder, two):
-    return ranks.run(rank_checks.ON_FOUR, 4, folder)
-
-
-@pytest.mark.parametrize("check", _cases(rank_checks.ON_TWO, rank_checks.WITH_TRANSFORMERS))
-def test_on_two_ranks(two, check):
-    assert two[check] is None, two[check]
-
-
-@pytest.mark.parametrize("check", _cases(rank_checks.ON_FOUR, ()))
-def test_on_four_ranks(four, check):
-    assert four[check] is None, four[check]
+                tritonq.checkpoints.quantize_checkpoint(tmp_path / name, tmp_path / f"{name}-{scheme}", scheme)
+    two = ranks.run([*rank_checks.ON_TWO, *(rank_checks.WITH_TRANSFORMERS if HAS_TRANSFORMERS else ())], 2, tmp_path)
+    assert all(said is None for said in two.values()), "\n".join(f"{name}: {said}" for name, said in two.items() if said)
+    four = ranks.run(rank_checks.ON_FOUR, 4, tmp_path)
+    assert all(said is None for said in four.values()), "\n".join(f"{name}: {said}" for name, said in four.items() if said)

@@ -17,8 +17,10 @@ from tests.support.schemes import SCHEMES, same_bits
 from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear, gather
 from tritonq.errors import CheckpointError, InvalidProblemError, UnsupportedError
+from tritonq.memory_plan import Use, plan_memory
 from tritonq.nn import QuantEmbedding, QuantLinear
 from tritonq.nn.weight import SUFFIXES
+from tritonq.plans.core import Target
 
 STYLES = {0: ColwiseParallel, 1: RowwiseParallel}
 MODEL_SCHEMES = ("nf4.g32", "int4.g32", "int8", "fp8_e4m3")
@@ -367,6 +369,9 @@ def loading_reads_only_what_is_kept(mesh, folder):
             headers, read = at[1] - at[0], at[2] - at[1]
             mine_bytes = sum(t.to_local().nbytes if isinstance(t, DTensor) else t.nbytes for t in [*mine.buffers(), *mine.parameters()])
             assert mine_bytes < read <= mine_bytes + headers, (mine_bytes, read, headers)
+            planned = plan_memory(tritonq.checkpoints.open(folder / name).source, scheme, Use(devices=mesh.size(), target=Target.of("cpu")))
+            rotary = sum(t.nbytes for buffer, t in mine.named_buffers() if "inv_freq" in buffer)
+            assert planned.refused is None and planned.weights == mine_bytes - rotary, (planned, mine_bytes)
             assert mine_bytes < 0.75 * sum(t.nbytes for t in tritonq.load(path).values()), "the embedding is kept whole"
             sharded = [m for m in mine.modules() if isinstance(m, ShardedLinear)]
             whole = tritonq.load(path)

@@ -2,34 +2,40 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, prod
+from math import ceil
 
-from ..checkpoints import open as open_checkpoint
-from ..checkpoints.rules import Rules
-from ..checkpoints.source import Source
-from ..checkpoints.tensorfile import DTYPES
-from ..errors import CheckpointError
 from ..levels import QuantizationLevel
 from ..planner import OVERHEAD, bits_per_param
 from ..scheme import Scheme
 from ..sizes import format_bytes, parse_bytes
 from .output import print_json, say, table
 from .parser import UsageError, add_json, count
+from .plan_model import SCHEMES, plan_model
 
-_SCHEMES = ("int8", "fp8_e4m3", "nf4", "int4.g128", "mxfp4", "int3.g64", "int2.g32")
+_OF_MODELS = ("context", "batch", "tokens", "devices", "target", "assign")
 
 
 def add_command(commands) -> None:
     parser = commands.add_parser(
         "plan",
         help="how much memory a model takes at each precision, and which fits",
-        description="Memory for weights plus 20 percent for activations and buffers. A MODEL (safetensors file or folder) is counted by "
-        "tensor, what a quantize job keeps at its own size; --params counts all at the same precision. Exit status 1: nothing fits.",
+        description="A MODEL (safetensors file or folder) is counted tensor by tensor: weights as they lie in a GPU's memory, KV cache, "
+        "activations, workspace, load peak. --params counts all weights at the same precision, and 20 percent for all else. "
+        "Exit status 1: nothing fits.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL")
     parser.add_argument("--params", type=count, metavar="N", help="number of parameters instead of a model: 7000000000 or 7B")
-    parser.add_argument("--memory", required=True, metavar="24GiB", help="memory of the device")
-    parser.add_argument("--scheme", action="append", metavar="SCHEME", help=f"schemes to consider (repeat; default {' '.join(_SCHEMES)})")
+    parser.add_argument("--memory", required=True, metavar="24GiB", help="memory of a device")
+    parser.add_argument("--scheme", action="append", metavar="SCHEME", help=f"schemes to consider (repeat; default {' '.join(SCHEMES)})")
+    of_model = parser.add_argument_group("of a MODEL")
+    of_model.add_argument("--context", type=count, metavar="N",
+                          help="tokens of a sequence; without it no KV cache and activations are counted")  # fmt: skip
+    of_model.add_argument("--batch", type=count, metavar="N", help="sequences at once (default 1)")
+    of_model.add_argument("--tokens", type=count, metavar="N", help="tokens computed at once (default: batch x context, at most 2048)")
+    of_model.add_argument("--devices", type=count, metavar="N", help="equal devices, tensor parallel (default 1)")
+    of_model.add_argument("--target", help="cpu, or a GPU that need not be here: sm_90, gfx942 (default: this machine's, else sm_90)")
+    of_model.add_argument("--assign", metavar="FILE", help="choose a scheme for each weight by the noise measured on it, write FILE for "
+                          "tritonq quantize --scheme @FILE")  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -37,14 +43,19 @@ def add_command(commands) -> None:
 def run(args) -> int:
     if (args.model is None) == (args.params is None):
         raise UsageError("plan takes either a MODEL or --params N (see tritonq plan --help)")
-    memory = parse_bytes(args.memory)
-    source = _open_original(args.model) if args.model is not None else None
-    params = sum(e.numel for f in source.files for e in f.entries.values()) if source else args.params
-    schemes = [str(Scheme.parse(scheme)) for scheme in args.scheme or _SCHEMES]
+    memory, schemes = parse_bytes(args.memory), [str(Scheme.parse(scheme)) for scheme in args.scheme or SCHEMES]
+    if args.model is not None:
+        return plan_model(args, memory, schemes)
+    if given := [name for name in _OF_MODELS if getattr(args, name) is not None]:
+        raise UsageError(f"--{given[0]} is for a MODEL; --params counts weights and 20 percent for all else")
+    return _plan_params(args, memory, schemes)
+
+
+def _plan_params(args, memory: int, schemes: list[str]) -> int:
+    params = args.params
     # Most precise first; ties keep this order, so FP16 comes before BF16 and levels (no scales) before schemes.
     choices = [(str(level), Fraction(params * level.bits_per_param, 8)) for level in QuantizationLevel]
-    for scheme in schemes:
-        choices.append((scheme, _model_bytes(source, scheme) if source else params * bits_per_param(Scheme.parse(scheme)) / 8))
+    choices += [(scheme, params * bits_per_param(Scheme.parse(scheme)) / 8) for scheme in schemes]
     rows = [
         {
             "precision": name,
@@ -58,38 +69,16 @@ def run(args) -> int:
     ]
     suggestion = next((row["precision"] for row in rows if row["fits"] and row["precision"] != "FP32"), None)
     if args.json:
-        print_json({"model": args.model, "parameters": params, "memory": memory, "suggestion": suggestion, "choices": rows})
+        print_json({"model": None, "parameters": params, "memory": memory, "suggestion": suggestion, "choices": rows})
         return 0 if suggestion else 1
     table(
-        f"{args.model or 'model'}: {params} parameters, {format_bytes(memory)} of memory",
+        f"model: {params} parameters, {format_bytes(memory)} of memory",
         ["precision", "bits/parameter>", "weights>", "with 20 % overhead>", "fits"],
         [
             [r["precision"], f"{r['bits_per_param']:.3f}", format_bytes(r["weights"]), format_bytes(r["memory"]), ("no", "yes")[r["fits"]]]
             for r in rows
         ],
     )
-    say("FP32 to INT4 count bits alone; schemes count scales" + (", and what a quantize job keeps" if source else "") + ".")
+    say("FP32 to INT4 count bits alone; schemes count scales.")
     say(f"suggestion: {suggestion}" if suggestion else "does not fit at any of these; use more devices or fewer bits")
     return 0 if suggestion else 1
-
-
-def _open_original(path: str) -> Source:
-    checkpoint = open_checkpoint(path)
-    if checkpoint.records:
-        raise CheckpointError(f"{path}: is quantized already; plan takes the original weights, inspect shows the sizes of this one")
-    return checkpoint.source
-
-
-def _model_bytes(source: Source, scheme: str) -> Fraction:
-    """Bytes of ``source`` after a quantize job with ``scheme``."""
-    entries = [entry for file in source.files for entry in file.entries.values()]
-    decisions = Rules.parse(scheme).decide(entries, tied=bool(source.config.get("tie_word_embeddings")))
-    total = Fraction(0)
-    for entry in entries:
-        chosen = decisions[entry.name].scheme
-        if chosen and entry.numel:
-            rows, columns = prod(entry.shape[:-1]), entry.shape[-1]
-            total += Fraction(round(Scheme.parse(chosen).bits_per_weight(rows, columns, DTYPES[entry.dtype][1]) * rows * columns), 8)
-        else:
-            total += entry.nbytes
-    return total

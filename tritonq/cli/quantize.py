@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from ..checkpoints import quantize_checkpoint
 from ..checkpoints.rules import RULES_TEXT
 from ..checkpoints.stream import report_rows
+from ..checkpoints.tensorfile import read_json, shorten
+from ..errors import CheckpointError
 from ..sizes import format_bytes
 from .output import cosine, decibel, dimensions, print_json, progress, quality_table, say, table
 from .parser import add_json
@@ -22,7 +25,8 @@ def add_command(commands) -> None:
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("--scheme", action="append", required=True, metavar="[GLOB=]SCHEME",
-                        help="nf4.g64, int4.g128, ...; with GLOB= for the tensors it matches (repeat; the first match counts)")  # fmt: skip
+                        help="nf4.g64, int4.g128, ...; with GLOB= for the tensors it matches (repeat; the first match counts); @FILE for a "
+                        "JSON object {GLOB: SCHEME}, such as tritonq plan --assign writes")  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="DST")
     parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="also quantize tensors that the rule keeps")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="keep these tensors as they are")
@@ -34,7 +38,7 @@ def add_command(commands) -> None:
 def run(args) -> int:
     with progress("quantizing", show=not args.json) as advance:
         report = quantize_checkpoint(
-            args.source, args.output, args.scheme,
+            args.source, args.output, [part for text in args.scheme for part in _schemes(text)],
             include=args.include, exclude=args.exclude, overwrite=args.overwrite, progress=advance,
         )  # fmt: skip
     if args.json:
@@ -42,6 +46,16 @@ def run(args) -> int:
     else:
         show(report, args.output)
     return 0
+
+
+def _schemes(text: str) -> list[str]:
+    """An argument of ``--scheme``, or those that a file holds."""
+    if not text.startswith("@"):
+        return [text]
+    pairs = read_json(Path(text[1:]))
+    if wrong := next((glob for glob, scheme in pairs.items() if not isinstance(scheme, str)), None):
+        raise CheckpointError(f"{text[1:]}: the scheme of {wrong!r} must be text, got {shorten(pairs[wrong])}")
+    return [f"{glob}={scheme}" for glob, scheme in pairs.items()]
 
 
 def show(report: dict, destination: str) -> None:

@@ -21,10 +21,13 @@ SUFFIXES = {
 
 
 def best_layout(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> str:
-    """The layout whose product is made for a device: ``frag`` on CUDA from sm_80 on, ``ksplit`` on HIP; ``row`` where it cannot hold it."""
-    if device.type != "cuda":
-        return "row"
-    arch = Target.of(device).arch
+    """The layout whose product is made for a device; see :func:`layout_on`."""
+    return layout_on(scheme, dtype, Target.of(device)) if device.type == "cuda" else "row"
+
+
+def layout_on(scheme: Scheme, dtype: torch.dtype, target: Target) -> str:
+    """``frag`` on CUDA from sm_80 on, ``ksplit`` on HIP; ``row`` elsewhere and where that cannot hold it."""
+    arch = target.arch
     wanted = "ksplit" if isinstance(arch, str) else "frag" if arch is not None and arch >= 80 else "row"
     return "row" if LAYOUTS[wanted].refuses(scheme, dtype) else wanted
 
