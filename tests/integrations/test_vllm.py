@@ -147,7 +147,7 @@ def load_layers(rank: int, port: int, path: str, scheme: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("scheme", ["nf4.g64", "nf4.g64.dq", "uint4.g32", "int8", "fp8_e4m3.b64x64"])
+@pytest.mark.parametrize("scheme", ["nf4.g64", "nf4.g64.dq", "uint4.g32", "int8", "fp8_e4m3.b64x64", "mxfp4"])
 def test_loaders_of_two_ranks(tmp_path, scheme):
     tritonq.save(weights(scheme), tmp_path)
     with socket.socket() as free:
