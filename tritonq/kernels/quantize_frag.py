@@ -38,7 +38,7 @@ def quantize_frag(
     low = tl.full((64, PARTS), float("inf"), COMPUTE)
     high = tl.full((64, PARTS), -float("inf"), COMPUTE)
     for start in range(first, tl.minimum(first + columns, K), 128):
-        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE).reshape(64, PARTS, WIDTH)
+        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE, 128).reshape(64, PARTS, WIDTH)
         low = tl.minimum(low, tl.min(finite_or(x, float("inf")), 2))
         high = tl.maximum(high, tl.max(finite_or(x, -float("inf")), 2))
     stored, stored_zero = group_parameters(low, high, None, AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
@@ -52,7 +52,7 @@ def quantize_frag(
     scale = spread(decode_scale(stored, None, COMPUTE, DECODE_SCALE), WIDTH)
     zero_point = spread(decode_zero(stored_zero, COMPUTE, AFFINE, FLOAT_ZERO, DECODE_ZERO), WIDTH)
     for start in range(first, tl.minimum(first + columns, w_row // 8), 128):
-        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE)
+        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE, 128)
         code = encode_value(x, scale, zero_point, ENCODE, BITS, LOW, HIGH, AWAY, FLOAT_ZERO)
         nibble = (tl.full(code.shape, RELABEL, tl.uint64) >> (4 * code).to(tl.uint64)).to(tl.int32) & 15
         nibble = tl.where((rows < N)[:, None] & (start + tl.arange(0, 128) < K)[None, :], nibble, 0)
@@ -68,17 +68,18 @@ def quantize_frag(
 
 
 @jit
-def load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE: tl.constexpr):
-    """``[64, 128]`` of x in COMPUTE; NaN outside of it, which enters no range."""
-    column = start + tl.arange(0, 128)
+def load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
+    """``[rows, SPAN]`` of x in COMPUTE; NaN outside of it, which enters no range."""
+    column = start + tl.arange(0, SPAN)
     at = x_ptr + rows[:, None] * x_row + column.to(tl.int64)[None, :] * x_col
     return tl.load(at, mask=(rows < N)[:, None] & (column < K)[None, :], other=float("nan")).to(COMPUTE)
 
 
 @jit
 def spread(values, WIDTH: tl.constexpr):
-    """``[64, PARTS]`` per group to ``[64, 128]``."""
-    return tl.broadcast_to(values[:, :, None], (values.shape[0], values.shape[1], WIDTH)).reshape(64, 128)
+    """``[rows, PARTS]`` per group to ``[rows, PARTS * WIDTH]``."""
+    wide = tl.broadcast_to(values[:, :, None], (values.shape[0], values.shape[1], WIDTH))
+    return wide.reshape(values.shape[0], values.shape[1] * WIDTH)
 
 
 @jit
@@ -111,16 +112,23 @@ def refuses(scheme: Scheme, dtype: torch.dtype, k: int) -> str | None:
         return reason
     if scheme.format.bits != 4:
         return f"packs 4-bit codes, {scheme.format.name} has {scheme.format.bits}; they are quantized into 'row' and turned"
+    if reason := refuses_groups(scheme, k, SPAN):
+        return reason
+    names = [scheme.scale_format(dtype).name] + ([scheme.zero_format(dtype).name] if scheme.float_zero else [])
+    if wrong := [name for name in names if name not in _PATTERNS]:
+        return f"stores scales as fp32, fp16, bf16 or e8m0, {scheme} as {wrong[0]}"
+    return None
+
+
+def refuses_groups(scheme: Scheme, k: int, span: int) -> str | None:
+    """Why a kernel that takes ``span`` columns of a row at a time cannot make the scales of ``scheme``, or None."""
     if "dq" in scheme.options or scheme.recipe == "nv":
         return f"{scheme} has a second level of scales, which only a second launch can make"
     columns = scheme.group_shape(1, k)[1]
     if scheme.granularity.kind not in ("group", "channel", "token"):
         return f"holds groups along rows, {scheme} shares scales otherwise"
-    if columns < k and SPAN % columns and columns % SPAN:
-        return f"holds groups of 1, 2, 4, ... columns up to 128, of multiples of 128, or whole rows; {scheme} has {columns}"
-    names = [scheme.scale_format(dtype).name] + ([scheme.zero_format(dtype).name] if scheme.float_zero else [])
-    if wrong := [name for name in names if name not in _PATTERNS]:
-        return f"stores scales as fp32, fp16, bf16 or e8m0, {scheme} as {wrong[0]}"
+    if columns < k and span % columns and columns % span:
+        return f"holds groups of 1, 2, 4, ... columns up to {span}, of multiples of {span}, or whole rows; {scheme} has {columns}"
     return None
 
 

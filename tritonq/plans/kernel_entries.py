@@ -19,7 +19,7 @@ if triton is not None:
     from ..kernels import dequantize as dequantize_kernels
     from ..kernels import matmul as matmul_kernels
     from ..kernels import quantize as quantize_kernels
-    from ..kernels import quantize_frag as quantize_frag_kernels
+    from ..kernels import quantize_frag, quantize_ksplit
     from .frag_entry import MATMUL_FRAG, MAX_K
     from .ksplit_entry import MATMUL_KSPLIT
     from .large_m import DEQUANTIZE_FRAG, DEQUANTIZE_MATMUL, DEQUANTIZE_MATMUL_DX, MATMUL_DX
@@ -44,16 +44,23 @@ if triton is not None:
             scale, second, offset = double_quantize(scale)
         return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, second, offset)
 
-    def _is_frag(desc: QuantizeDesc) -> Status:
-        if desc.layout != "frag" or desc.n * desc.k == 0:
-            return Status(f"writes layout 'frag' of a matrix that has elements; {desc.layout!r} and n={desc.n}, k={desc.k} are asked for")
-        if desc.k > MAX_K:
-            return Status(f"takes at most {MAX_K} columns, got {desc.k}; quantize into 'row' and relayout")
-        return Status(quantize_frag_kernels.refuses(desc.scheme, desc.dtype, desc.k))
+    def _writes(layout: str, kernels) -> KernelEntry:
+        """Quantize straight into ``layout``, by the kernel of that module."""
 
-    def _quantize_frag(desc, config, workspace, x):
-        packed, scale, zero_point = quantize_frag_kernels.quantize(x, desc.scheme, config)
-        return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, layout="frag")
+        def can(desc: QuantizeDesc) -> Status:
+            if desc.layout != layout or desc.n * desc.k == 0:
+                asked = f"{desc.layout!r} and n={desc.n}, k={desc.k} are asked for"
+                return Status(f"writes layout {layout!r} of a matrix that has elements; {asked}")
+            if desc.k > MAX_K:
+                return Status(f"takes at most {MAX_K} columns, got {desc.k}; quantize into 'row' and relayout")
+            return Status(kernels.refuses(desc.scheme, desc.dtype, desc.k))
+
+        def launch(desc, config, workspace, x):
+            packed, scale, zero_point = kernels.quantize(x, desc.scheme, config)
+            return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, layout=layout)
+
+        return KernelEntry(op="quantize", name=f"quantize_{layout}", revision=1, can_implement=can, guarantee=exact,
+                           config=lambda desc: kernels.config(), launch=launch)  # fmt: skip
 
     def _config(desc: QuantizeDesc) -> Config:
         return quantize_kernels.config(desc.scheme, desc.n, desc.k, desc.dtype)
@@ -119,8 +126,8 @@ if triton is not None:
         return matmul_kernels.config(desc.m, desc.dtype)
 
     KERNELS += [
-        KernelEntry(op="quantize", name="quantize_frag", revision=1, can_implement=_is_frag, guarantee=exact,
-                    config=lambda desc: quantize_frag_kernels.config(), launch=_quantize_frag),
+        _writes("frag", quantize_frag),
+        _writes("ksplit", quantize_ksplit),
         KernelEntry(op="quantize", name="quantize_rows", revision=1, can_implement=_is_rows, config=_config, guarantee=exact,
                     space=_rows_space, config_ok=_rows_ok,
                     launch=_quantize),

@@ -20,8 +20,9 @@ from ..scheme import Scheme
 KINDS = {"quantize": QuantizeDesc, "dequantize": DequantizeDesc, "matmul": MatmulDesc, "matmul_backward": MatmulBackwardDesc}
 # Layouts of the weight that a kernel is tuned on, the first that can hold the scheme; row for every other kernel.
 _LAYOUTS = {
-    "matmul_frag": ("frag",), "matmul_ksplit": ("ksplit",), "quantize_frag": ("frag",), "dequantize_frag": ("frag",),
-    "dequantize_matmul": ("frag", "row"), "dequantize_matmul_dx": ("frag", "row"), "matmul_dx": ("frag", "row"),
+    "matmul_frag": ("frag",), "matmul_ksplit": ("ksplit",), "quantize_frag": ("frag",), "quantize_ksplit": ("ksplit",),
+    "dequantize_frag": ("frag",), "dequantize_matmul": ("frag", "row"), "dequantize_matmul_dx": ("frag", "row"),
+    "matmul_dx": ("frag", "row"),
 }  # fmt: skip
 _NEAR = 8  # decoding first is tried from an eighth of the modelled crossover on
 
