@@ -17,7 +17,7 @@ def test_on_two_ranks_and_then_on_four(tmp_path):
     if HAS_TRANSFORMERS:
         for name, config in rank_checks.configs().items():
             rank_checks.causal_lm(config).save_pretrained(tmp_path / name)
-            for scheme in ("nf4.g32", "int3.g32", "int8"):
+            for scheme in rank_checks.STORED[name]:
                 tritonq.checkpoints.quantize_checkpoint(tmp_path / name, tmp_path / f"{name}-{scheme}", scheme)
     two = ranks.run([*rank_checks.ON_TWO, *(rank_checks.WITH_TRANSFORMERS if HAS_TRANSFORMERS else ())], 2, tmp_path)
     assert all(said is None for said in two.values()), "\n".join(f"{name}: {said}" for name, said in two.items() if said)

@@ -192,7 +192,7 @@ def transformers_models(mesh, folder):
             whole = causal_lm(config)
             tritonq.quantize_(whole, scheme)
             mine = parallelize_module(copy.deepcopy(whole), mesh, plan_of(config))
-            assert sum(type(m) is ShardedLinear for m in mine.modules()) == (14 if config.tie_word_embeddings else 15)
+            assert sum(type(m) is ShardedLinear for m in mine.modules()) == layers_split(config)
             with torch.no_grad():
                 near(mine(ids).logits, whole(ids).logits)
             if scheme == "nf4.g32":
@@ -244,7 +244,18 @@ def configs() -> dict:
 
     sizes = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
              "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 64}  # fmt: skip
-    return {"llama": transformers.LlamaConfig(**sizes), "qwen3": transformers.Qwen3Config(**sizes, tie_word_embeddings=True)}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    return {"llama": transformers.LlamaConfig(**sizes), "qwen3": transformers.Qwen3Config(**sizes, tie_word_embeddings=True),
+            "qwen3_moe": transformers.Qwen3MoeConfig(**sizes, **experts)}  # fmt: skip
+
+
+def layers_split(config) -> int:
+    """Projections of the attention, those of dense MLPs, and a head of its own; experts are kept by every rank."""
+    moe = config.model_type == "qwen3_moe"
+    return config.num_hidden_layers * (4 if moe else 7) + (not config.tie_word_embeddings)
+
+
+STORED = {"llama": ("nf4.g32", "int3.g32"), "qwen3": ("int8",), "qwen3_moe": ("nf4.g32",)}
 
 
 def causal_lm(config) -> nn.Module:
@@ -257,8 +268,10 @@ def causal_lm(config) -> nn.Module:
 def plan_of(config) -> dict:
     layers = "model.layers.*."
     plan = {f"{layers}self_attn.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
-    plan |= {f"{layers}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
-    plan |= {f"{layers}self_attn.o_proj": RowwiseParallel(), f"{layers}mlp.down_proj": RowwiseParallel()}
+    plan[f"{layers}self_attn.o_proj"] = RowwiseParallel()
+    if config.model_type != "qwen3_moe":
+        plan |= {f"{layers}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
+        plan[f"{layers}mlp.down_proj"] = RowwiseParallel()
     return plan if config.tie_word_embeddings else plan | {"lm_head": ColwiseParallel(output_layouts=Replicate())}
 
 
@@ -356,7 +369,7 @@ def loading_reads_only_what_is_kept(mesh, folder):
     """The files are written by the test; every rank counts the bytes that it reads."""
     ids = torch.arange(24).reshape(2, 12) * 7 % 256
     for name, config in configs().items():
-        for scheme in ("nf4.g32", "int3.g32", "int8"):
+        for scheme in STORED[name]:
             path = folder / f"{name}-{scheme}"
             with torch.device("meta"):
                 mine = type(causal_lm_on_meta(config))(config).eval()
@@ -372,7 +385,8 @@ def loading_reads_only_what_is_kept(mesh, folder):
             planned = plan_memory(tritonq.checkpoints.open(folder / name).source, scheme, Use(devices=mesh.size(), target=Target.of("cpu")))
             rotary = sum(t.nbytes for buffer, t in mine.named_buffers() if "inv_freq" in buffer)
             assert planned.refused is None and planned.weights == mine_bytes - rotary, (planned, mine_bytes)
-            assert mine_bytes < 0.75 * sum(t.nbytes for t in tritonq.load(path).values()), "the embedding is kept whole"
+            share = 1.0 if name == "qwen3_moe" else 0.75  # embedding and experts are kept whole
+            assert mine_bytes < share * sum(t.nbytes for t in tritonq.load(path).values())
             sharded = [m for m in mine.modules() if isinstance(m, ShardedLinear)]
             whole = tritonq.load(path)
             for path_, module in mine.named_modules():
@@ -380,7 +394,7 @@ def loading_reads_only_what_is_kept(mesh, folder):
                     split = module.sharding
                     piece = shards.narrow(whole[f"{path_}.weight"], split.axis, split.start, split.length)
                     assert all(map(same_bits, module.part.flat(), piece.flat())), path_
-            assert len(sharded) == (14 if config.tie_word_embeddings else 15)
+            assert len(sharded) == layers_split(config)
             reference = causal_lm(config)
             tritonq.quantize_(reference, scheme)
             with torch.no_grad():

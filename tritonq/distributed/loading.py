@@ -15,20 +15,25 @@ from ..checkpoints.family import Record
 from ..checkpoints.native import FAMILY, from_tensors
 from ..errors import CheckpointError, InvalidProblemError, TritonQError
 from ..nn.convert import parameters_of
+from ..nn.experts import WEIGHTS, QuantExperts, is_experts
 from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import SUFFIXES, QuantizedModule, QuantizedWeight
+from ..qstack import QStack
 from ..qtensor import QTensor
 from ..scheme import Scheme
-from ..shards import Cut, cuts, expand_scales, narrow
+from ..shards import Cut, concatenate, cuts, expand_scales, narrow
 from .linear import ShardedLinear
 from .placements import as_dtensor, check_mesh
+
+_STORED_APART = (("gate_proj", "up_proj"), ("down_proj",))  # the weights of one expert that make a row block of each fused weight
 
 
 def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> torch.nn.Module:
     """Read a checkpoint into ``model``, split by ``plan``: every rank reads only the bytes that it keeps, weight by weight.
 
     Args:
-        model: on the meta device, with ordinary modules: those whose weight the checkpoint holds quantized are replaced, in place.
+        model: on the meta device, with ordinary modules: those whose weight the checkpoint holds quantized are replaced, in place. So are
+            fused experts, which every rank keeps whole, also where the checkpoint stores each expert by itself (``experts.0.gate_proj``).
         path: of a checkpoint that ``tritonq quantize``, :func:`tritonq.save` or ``save_pretrained`` wrote, or of another family that
             :func:`tritonq.checkpoints.open` knows (then each weight is read whole and cut, one at a time).
         mesh: of one dimension; tensors go to its device type.
@@ -48,15 +53,15 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
     """
     checkpoint, device = open_checkpoint(path), torch.device(check_mesh(mesh).device_type)
     stored = _stored_names(model, checkpoint)
-    _put_quantized(model, checkpoint, stored)
+    _put_quantized(model, checkpoint, stored, device)
     parallelize_module(model, mesh, plan)
     used: set[str] = set()
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the identity of the old tensor, which stays alive meanwhile
     for path_, module in list(model.named_modules()):
         prefix = f"{path_}." if path_ else ""
+        used |= _names_of(module, prefix, checkpoint)
         if isinstance(module, QuantizedWeight):
             name = prefix + "weight"
-            used.add(name)
             try:
                 module._hold("weight", _weight(module, checkpoint, name).to(device))
             except TritonQError as error:
@@ -94,24 +99,55 @@ def _stored_names(model: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, s
     return {name: name if name in checkpoint else first[same] for same, tied in names.items() for name in tied}
 
 
-def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[str, str]) -> None:
+def _names_of(module: torch.nn.Module, prefix: str, checkpoint: Checkpoint) -> set[str]:
+    """Names in the checkpoint of a module's quantized weights."""
+    if isinstance(module, QuantExperts) and f"{prefix}0.gate_proj.weight" in checkpoint.records:
+        return {f"{prefix}{e}.{name}.weight" for e in range(module.num_experts) for names in _STORED_APART for name in names}
+    return {prefix + name for name in module.quantized} if isinstance(module, QuantizedModule) else set()
+
+
+def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[str, str], device: torch.device) -> None:
+    """Quantized modules, still empty, for the weights that the checkpoint holds quantized; experts, which every rank keeps, whole."""
+    where, experts = checkpoint.source.path, {}
+    for path, module in list(model.named_modules()):
+        if is_experts(module) and f"{path}.0.gate_proj.weight" in checkpoint.records:
+            stacks = [_stack(checkpoint, path, module.gate_up_proj.shape[0], names).to(device) for names in _STORED_APART]
+            model.set_submodule(path, QuantExperts.from_experts(module, *stacks))
     for one in parameters_of(model):
         record = checkpoint.records.get(stored[one.name])
         if record is None:
             continue
-        if not one.is_weight or len(record.shape) != 2:
-            raise CheckpointError(f"{checkpoint.source.path}: holds {one.name} quantized ({record.scheme} {list(record.shape)}), and "
+        if not one.is_weight or len(record.shape) != 2 + is_experts(one.module):
+            raise CheckpointError(f"{where}: holds {one.name} quantized ({record.scheme} {list(record.shape)}), and "
                                   f"{type(one.module).__name__} cannot; quantize the model with --exclude for it")  # fmt: skip
         if tuple(one.tensor.shape) != record.shape:
             raise CheckpointError(_shapes(checkpoint, one.name, record.shape, one.tensor.shape))
         if stored[one.name] != one.name:
             raise CheckpointError(f"{one.name} is tied to {stored[one.name]}, which is stored quantized; untie them before load_sharded")
-        names = [entry.name for entry in checkpoint.entries(one.name)]
-        act_order = any(name.endswith("_column_order") for name in names)
+        if is_experts(one.module):
+            experts.setdefault(one.path, {})[one.own_name] = one
+            continue
+        act_order = any(entry.name == f"{one.name}_column_order" for entry in checkpoint.entries(one.name))
         q = QTensor.on_meta(Scheme.parse(record.scheme), record.shape, record.dtype, act_order=act_order)
-        linear = type(one.module) is torch.nn.Linear
-        new = QuantLinear(q, one.module.bias) if linear else QuantEmbedding(q)
+        new = QuantLinear(q, one.module.bias) if type(one.module) is torch.nn.Linear else QuantEmbedding(q)
         model.set_submodule(one.path, new.train(one.module.training))
+    for path, both in experts.items():
+        if len(both) < len(WEIGHTS):
+            raise CheckpointError(f"{where}: of the experts {path} only {', '.join(both)} is quantized; both must be, or none")
+        stacks = [QStack.of(checkpoint[both[name].name], both[name].tensor.shape[0]).to(device) for name in WEIGHTS]
+        model.set_submodule(path, QuantExperts.from_experts(both[WEIGHTS[0]].module, *stacks))
+
+
+def _stack(checkpoint: Checkpoint, path: str, count: int, names: tuple[str, ...]) -> QStack:
+    """A weight of fused experts from the weights of each, as the models' own checkpoints store them."""
+    stored = [f"{path}.{e}.{name}.weight" for e in range(count) for name in names]
+    missing = [name for name in stored if name not in checkpoint.records]
+    if missing:
+        raise CheckpointError(f"{checkpoint.source.path}: lacks {_some(missing)}, which the experts {path} need quantized")
+    try:
+        return QStack.of(concatenate([checkpoint[name] for name in stored]), count)
+    except TritonQError as error:
+        raise CheckpointError(f"{checkpoint.source.path}: experts {path}: {error}") from error
 
 
 def _weight(module: QuantizedWeight, checkpoint: Checkpoint, name: str) -> QTensor:
