@@ -40,6 +40,7 @@ FLOORS = {
     "tritonq.checkpoints": 6,
     "tritonq.planner": 6,
     "tritonq.memory_plan": 6,
+    "tritonq.model_config": 6,
     "tritonq.assignment": 6,
     "tritonq.bench": 6,
     "tritonq.tuning": 6,

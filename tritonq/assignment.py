@@ -19,7 +19,8 @@ from .checkpoints.quality import compare_quantized
 from .checkpoints.rules import Rules
 from .checkpoints.source import Source
 from .errors import InvalidProblemError
-from .memory_plan import Use, bytes_of, chosen_schemes, entries_of, plan_memory
+from .memory_plan import bytes_of, chosen_schemes, entries_of, plan_memory
+from .model_config import Use
 from .ops import quantize
 from .scheme import Scheme
 

@@ -12,7 +12,8 @@ import tritonq
 from tritonq import assignment, checkpoints, memory_plan
 from tritonq.assignment import Option, assign, assign_model
 from tritonq.errors import InvalidProblemError, UnsupportedError
-from tritonq.memory_plan import Use, activation_bytes, kv_cache_bytes, plan_memory
+from tritonq.memory_plan import plan_memory
+from tritonq.model_config import Use, activation_bytes, kv_cache_bytes
 from tritonq.plans.core import Target
 
 transformers = pytest.importorskip("transformers", minversion="5")

@@ -17,7 +17,8 @@ from tests.support.schemes import SCHEMES, same_bits
 from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear, gather
 from tritonq.errors import CheckpointError, InvalidProblemError, UnsupportedError
-from tritonq.memory_plan import Use, plan_memory
+from tritonq.memory_plan import plan_memory
+from tritonq.model_config import Use
 from tritonq.nn import QuantEmbedding, QuantLinear
 from tritonq.nn.weight import SUFFIXES
 from tritonq.plans.core import Target

@@ -15,7 +15,8 @@ from ..checkpoints.rules import Rules
 from ..checkpoints.source import Source
 from ..errors import CheckpointError
 from ..files import write_atomic
-from ..memory_plan import MemoryPlan, Use, chosen_schemes, entries_of, plan_memory
+from ..memory_plan import MemoryPlan, chosen_schemes, entries_of, plan_memory
+from ..model_config import Use
 from ..sizes import format_bytes
 from .explain import target_named
 from .output import print_json, progress, say, table
