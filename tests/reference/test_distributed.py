@@ -7,7 +7,7 @@ import torch
 import tritonq
 from tests.support import rank_checks, ranks
 
-HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
+HAS_TRANSFORMERS, HAS_PEFT = (importlib.util.find_spec(name) is not None for name in ("transformers", "peft"))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -15,11 +15,13 @@ def test_on_two_ranks_and_then_on_four(tmp_path):
     """One test, because each group of ranks is spawned once, and four ranks load what two saved."""
     rank_checks.save_plain(tmp_path)
     if HAS_TRANSFORMERS:
+        rank_checks.save_fused(tmp_path)
         for name, config in rank_checks.configs().items():
             rank_checks.causal_lm(config).save_pretrained(tmp_path / name)
             for scheme in rank_checks.STORED[name]:
                 tritonq.checkpoints.quantize_checkpoint(tmp_path / name, tmp_path / f"{name}-{scheme}", scheme)
-    two = ranks.run([*rank_checks.ON_TWO, *(rank_checks.WITH_TRANSFORMERS if HAS_TRANSFORMERS else ())], 2, tmp_path)
+    checks = rank_checks.ON_TWO + rank_checks.WITH_TRANSFORMERS * HAS_TRANSFORMERS + rank_checks.WITH_PEFT * HAS_PEFT
+    two = ranks.run(checks, 2, tmp_path)
     assert all(said is None for said in two.values()), "\n".join(f"{name}: {said}" for name, said in two.items() if said)
     four = ranks.run(rank_checks.ON_FOUR, 4, tmp_path)
     assert all(said is None for said in four.values()), "\n".join(f"{name}: {said}" for name, said in four.items() if said)

@@ -369,37 +369,40 @@ def operators_on_dtensors(mesh, folder):
 def loading_reads_only_what_is_kept(mesh, folder):
     """The files are written by the test; every rank counts the bytes that it reads."""
     ids = torch.arange(24).reshape(2, 12) * 7 % 256
-    for name, config in configs().items():
-        for scheme in STORED[name]:
-            path = folder / f"{name}-{scheme}"
-            with torch.device("meta"):
-                mine = type(causal_lm_on_meta(config))(config).eval()
-            mine.model.rotary_emb = type(mine.model.rotary_emb)(config)
-            at = [_bytes_read()]
-            tritonq.checkpoints.open(path)
-            at.append(_bytes_read())
-            distributed.load_sharded(mine, path, mesh, plan_of(config))
-            at.append(_bytes_read())
-            headers, read = at[1] - at[0], at[2] - at[1]
-            mine_bytes = sum(t.to_local().nbytes if isinstance(t, DTensor) else t.nbytes for t in [*mine.buffers(), *mine.parameters()])
-            assert mine_bytes < read <= mine_bytes + headers, (mine_bytes, read, headers)
-            planned = plan_memory(tritonq.checkpoints.open(folder / name).source, scheme, Use(devices=mesh.size(), target=Target.of("cpu")))
-            rotary = sum(t.nbytes for buffer, t in mine.named_buffers() if "inv_freq" in buffer)
-            assert planned.refused is None and planned.weights == mine_bytes - rotary, (planned, mine_bytes)
-            share = 1.0 if name == "qwen3_moe" else 0.75  # embedding and experts are kept whole
-            assert mine_bytes < share * sum(t.nbytes for t in tritonq.load(path).values())
-            sharded = [m for m in mine.modules() if isinstance(m, ShardedLinear)]
-            whole = tritonq.load(path)
-            for path_, module in mine.named_modules():
-                if isinstance(module, ShardedLinear):
-                    split = module.sharding
-                    piece = shards.narrow(whole[f"{path_}.weight"], split.axis, split.start, split.length)
-                    assert all(map(same_bits, module.part.flat(), piece.flat())), path_
-            assert len(sharded) == layers_split(config)
-            reference = causal_lm(config)
-            tritonq.quantize_(reference, scheme)
-            with torch.no_grad():
-                near(mine(ids).logits, reference(ids).logits)
+    kept_whole = {"qwen3_moe": 1.0}  # of the bytes; elsewhere the embedding alone
+    cases = [(name, f"{name}-{scheme}", scheme, {}) for name in STORED for scheme in STORED[name]]
+    split_experts = {"model.layers.*.mlp.experts": ExpertParallel()}
+    cases += [("qwen3_moe", stored, "nf4.g32", split_experts) for stored in ("qwen3_moe-nf4.g32", "fused.safetensors")]
+    for name, stored, scheme, more in cases:
+        path, config = folder / stored, configs()[name]
+        with torch.device("meta"):
+            mine = type(causal_lm_on_meta(config))(config).eval()
+        mine.model.rotary_emb = type(mine.model.rotary_emb)(config)
+        at = [_bytes_read()]
+        tritonq.checkpoints.open(path)
+        at.append(_bytes_read())
+        distributed.load_sharded(mine, path, mesh, plan_of(config) | more)
+        at.append(_bytes_read())
+        headers, read = at[1] - at[0], at[2] - at[1]
+        mine_bytes = sum(t.to_local().nbytes if isinstance(t, DTensor) else t.nbytes for t in [*mine.buffers(), *mine.parameters()])
+        assert mine_bytes < read <= mine_bytes + headers, (mine_bytes, read, headers)
+        planned = plan_memory(tritonq.checkpoints.open(folder / name).source, scheme, Use(devices=mesh.size(), target=Target.of("cpu")))
+        rotary = sum(t.nbytes for buffer, t in mine.named_buffers() if "inv_freq" in buffer)
+        assert planned.refused is None and (more or planned.weights == mine_bytes - rotary), (planned, mine_bytes)
+        share = 0.75 if more else kept_whole.get(name, 0.75)
+        assert mine_bytes < share * sum(t.nbytes for t in tritonq.load(path).values())
+        sharded = [m for m in mine.modules() if isinstance(m, ShardedLinear)]
+        whole = tritonq.load(path)
+        for path_, module in mine.named_modules():
+            if isinstance(module, ShardedLinear):
+                split = module.sharding
+                piece = shards.narrow(whole[f"{path_}.weight"], split.axis, split.start, split.length)
+                assert all(map(same_bits, module.part.flat(), piece.flat())), path_
+        assert len(sharded) == layers_split(config)
+        reference = causal_lm(config)
+        tritonq.quantize_(reference, scheme)
+        with torch.no_grad():
+            near(mine(ids).logits, reference(ids).logits)
 
 
 class Plain(nn.Module):
@@ -418,6 +421,12 @@ class Plain(nn.Module):
 
 
 PLAIN_SCHEMES = ("uint4.g32", "nvfp4", "nf4.dq")
+
+
+def save_fused(folder: pathlib.Path) -> None:
+    model = causal_lm(configs()["qwen3_moe"])
+    tritonq.quantize_(model, "nf4.g32")
+    tritonq.save(model, folder / "fused.safetensors")
 
 
 def save_plain(folder: pathlib.Path) -> None:
@@ -454,6 +463,32 @@ def causal_lm_on_meta(config) -> nn.Module:
 
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def adapters_learn_as_around_the_whole(mesh, folder):
+    """LoRA of peft, whose own layers are whole: the split layers take and give whole tensors."""
+    import peft
+
+    import tritonq.integrations.peft  # noqa: F401 (registers)
+
+    whole = {"output_layouts": Replicate()}
+    plan = {"gate": ColwiseParallel(**whole), "up": ColwiseParallel(**whole), "down": RowwiseParallel(input_layouts=Replicate())}
+    ends = []
+    for split in (False, True):
+        model = parallelize_module(MLP("nf4.g32"), mesh, plan) if split else MLP("nf4.g32")
+        torch.manual_seed(5)
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["gate", "up", "down"], r=4, init_lora_weights=False))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=1.0)
+        for _ in range(3):
+            loss = model(random(5, 128)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        ends.append([loss.detach(), *(parameter.detach() for parameter in trained)])
+    assert len(ends[0]) == 7
+    for mine, other in zip(*ends, strict=True):
+        near(mine, other, 1e-4)
 
 
 def _bytes_read() -> int:
@@ -509,6 +544,7 @@ ON_TWO = (
     distributed_checkpoints_are_loaded_on_any_number_of_ranks, a_whole_state_is_taken_too, dq_weights_are_expanded_on_request,
     operators_on_dtensors, plain_modules_are_loaded, other_modules_are_refused,
 )  # fmt: skip
+WITH_PEFT = (adapters_learn_as_around_the_whole,)
 WITH_TRANSFORMERS = (transformers_models, mixtures_of_experts, loading_reads_only_what_is_kept, loading_refuses_what_does_not_fit)
 ON_FOUR = (styles_take_and_give_what_they_are_told, gradients_are_those_of_the_whole,
            distributed_checkpoints_are_loaded_on_any_number_of_ranks, plain_modules_are_loaded)  # fmt: skip

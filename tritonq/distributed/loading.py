@@ -22,10 +22,12 @@ from ..qstack import QStack
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from ..shards import Cut, concatenate, cuts, expand_scales, narrow
+from .experts import ShardedExperts
 from .linear import ShardedLinear
 from .placements import as_dtensor, check_mesh
 
-_STORED_APART = (("gate_proj", "up_proj"), ("down_proj",))  # the weights of one expert that make a row block of each fused weight
+# The weights of one expert, as checkpoints store them apart, that make its rows in each fused weight.
+_STORED_APART = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> torch.nn.Module:
@@ -33,7 +35,7 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
 
     Args:
         model: on the meta device, with ordinary modules: those whose weight the checkpoint holds quantized are replaced, in place. So are
-            fused experts, which every rank keeps whole, also where the checkpoint stores each expert by itself (``experts.0.gate_proj``).
+            fused experts, also where the checkpoint stores each expert by itself (``experts.0.gate_proj``).
         path: of a checkpoint that ``tritonq quantize``, :func:`tritonq.save` or ``save_pretrained`` wrote, or of another family that
             :func:`tritonq.checkpoints.open` knows (then each weight is read whole and cut, one at a time).
         mesh: of one dimension; tensors go to its device type.
@@ -53,19 +55,19 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
     """
     checkpoint, device = open_checkpoint(path), torch.device(check_mesh(mesh).device_type)
     stored = _stored_names(model, checkpoint)
-    _put_quantized(model, checkpoint, stored, device)
+    _put_quantized(model, checkpoint, stored)
     parallelize_module(model, mesh, plan)
     used: set[str] = set()
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the identity of the old tensor, which stays alive meanwhile
     for path_, module in list(model.named_modules()):
         prefix = f"{path_}." if path_ else ""
         used |= _names_of(module, prefix, checkpoint)
-        if isinstance(module, QuantizedWeight):
-            name = prefix + "weight"
+        for name in module.quantized if isinstance(module, QuantizedModule) else ():
             try:
-                module._hold("weight", _weight(module, checkpoint, name).to(device))
+                read = _experts if isinstance(module, QuantExperts) else _weight
+                module._hold(name, read(module, checkpoint, prefix + name).to(device))
             except TritonQError as error:
-                raise CheckpointError(f"{checkpoint.source.path}: weight {name!r}: {error}") from error
+                raise CheckpointError(f"{checkpoint.source.path}: weight {prefix + name!r}: {error}") from error
         for wanted in _tensors_of(module, prefix, stored, checkpoint):
             used.add(wanted.stored)
             if id(wanted.tensor) not in made:
@@ -101,18 +103,17 @@ def _stored_names(model: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, s
 
 def _names_of(module: torch.nn.Module, prefix: str, checkpoint: Checkpoint) -> set[str]:
     """Names in the checkpoint of a module's quantized weights."""
-    if isinstance(module, QuantExperts) and f"{prefix}0.gate_proj.weight" in checkpoint.records:
-        return {f"{prefix}{e}.{name}.weight" for e in range(module.num_experts) for names in _STORED_APART for name in names}
+    if isinstance(module, QuantExperts):
+        return {name for name in checkpoint.records if name.startswith(prefix)}
     return {prefix + name for name in module.quantized} if isinstance(module, QuantizedModule) else set()
 
 
-def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[str, str], device: torch.device) -> None:
-    """Quantized modules, still empty, for the weights that the checkpoint holds quantized; experts, which every rank keeps, whole."""
+def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[str, str]) -> None:
+    """Quantized modules, still empty, for the weights that the checkpoint holds quantized."""
     where, experts = checkpoint.source.path, {}
     for path, module in list(model.named_modules()):
         if is_experts(module) and f"{path}.0.gate_proj.weight" in checkpoint.records:
-            stacks = [_stack(checkpoint, path, module.gate_up_proj.shape[0], names).to(device) for names in _STORED_APART]
-            model.set_submodule(path, QuantExperts.from_experts(module, *stacks))
+            _put_experts(model, path, module, [checkpoint.records[f"{path}.0.{names[0]}.weight"] for names in _STORED_APART.values()])
     for one in parameters_of(model):
         record = checkpoint.records.get(stored[one.name])
         if record is None:
@@ -134,38 +135,53 @@ def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[
     for path, both in experts.items():
         if len(both) < len(WEIGHTS):
             raise CheckpointError(f"{where}: of the experts {path} only {', '.join(both)} is quantized; both must be, or none")
-        stacks = [QStack.of(checkpoint[both[name].name], both[name].tensor.shape[0]).to(device) for name in WEIGHTS]
-        model.set_submodule(path, QuantExperts.from_experts(both[WEIGHTS[0]].module, *stacks))
+        _put_experts(model, path, both[WEIGHTS[0]].module, [checkpoint.records[both[name].name] for name in WEIGHTS])
 
 
-def _stack(checkpoint: Checkpoint, path: str, count: int, names: tuple[str, ...]) -> QStack:
-    """A weight of fused experts from the weights of each, as the models' own checkpoints store them."""
-    stored = [f"{path}.{e}.{name}.weight" for e in range(count) for name in names]
-    missing = [name for name in stored if name not in checkpoint.records]
-    if missing:
-        raise CheckpointError(f"{checkpoint.source.path}: lacks {_some(missing)}, which the experts {path} need quantized")
-    try:
-        return QStack.of(concatenate([checkpoint[name] for name in stored]), count)
-    except TritonQError as error:
-        raise CheckpointError(f"{checkpoint.source.path}: experts {path}: {error}") from error
+def _put_experts(model: torch.nn.Module, path: str, module: torch.nn.Module, records: list[Record]) -> None:
+    stacks = []
+    for name, record in zip(WEIGHTS, records, strict=True):
+        count, *one = getattr(module, name).shape
+        stacks.append(QStack.of(QTensor.on_meta(Scheme.parse(record.scheme), (count * one[0], one[1]), record.dtype), count))
+    model.set_submodule(path, QuantExperts.from_experts(module, *stacks))
+
+
+def _experts(module: QuantExperts, checkpoint: Checkpoint, name: str) -> QStack:
+    """The experts that this rank keeps, stored together or, as the models' own checkpoints have it, one by one."""
+    path, _, own = name.rpartition(".")
+    count, rows = module.num_experts, module.quantized[own].shape[1]
+    first = module.mesh.get_local_rank() * count if isinstance(module, ShardedExperts) else 0
+    if name in checkpoint.records:
+        return QStack.of(_part(checkpoint, name, 0, first * rows, count * rows), count)
+    stored = [f"{path}.{e}.{each}.weight" for e in range(first, first + count) for each in _STORED_APART[own]]
+    if missing := [each for each in stored if each not in checkpoint.records]:
+        raise CheckpointError(f"lacks {_some(missing)} quantized")
+    return QStack.of(concatenate([checkpoint[each] for each in stored]), count)
 
 
 def _weight(module: QuantizedWeight, checkpoint: Checkpoint, name: str) -> QTensor:
     """The weight, or this rank's part of it."""
     if not isinstance(module, ShardedLinear):
         return checkpoint[name]
-    split, record = module.sharding, checkpoint.records[name]
-    if checkpoint.family != FAMILY or split.expand_scales:
-        whole = expand_scales(checkpoint[name]) if split.expand_scales else checkpoint[name]
-        return narrow(whole, split.axis, split.start, split.length)
-    scheme, shape = Scheme.parse(record.scheme), tuple(n if i != split.axis else split.length for i, n in enumerate(split.shape))
-    found = {entry.name: entry for entry in checkpoint.entries(name)}
+    split = module.sharding
+    return _part(checkpoint, name, split.axis, split.start, split.length, split.expand_scales)
+
+
+def _part(checkpoint: Checkpoint, name: str, axis: int, start: int, length: int, expand: bool = False) -> QTensor:
+    """Rows or columns of a stored weight, seen as a matrix; no other bytes are read where the family stores it as it is."""
+    record = checkpoint.records[name]
+    if checkpoint.family != FAMILY or expand:
+        whole = checkpoint[name]
+        return narrow(expand_scales(whole) if expand else whole, axis, start, length)
+    found = {entry.name for entry in checkpoint.entries(name)}
+    shape, scheme = record.matrix_shape, Scheme.parse(record.scheme)
     tensors = {}
-    for field, cut in cuts(scheme, split.shape, split.axis, split.start, split.length, act_order=f"{name}_column_order" in found).items():
+    for field, cut in cuts(scheme, shape, axis, start, length, act_order=f"{name}_column_order" in found).items():
         stored = name + SUFFIXES[field]
         if stored in found:
             tensors[stored] = _read(checkpoint, stored, cut)
-    return from_tensors(name, Record(scheme=record.scheme, shape=shape, dtype=record.dtype), tensors)
+    local = tuple(length if i == axis else n for i, n in enumerate(shape))
+    return from_tensors(name, Record(scheme=record.scheme, shape=local, dtype=record.dtype), tensors)
 
 
 def _tensors_of(module: torch.nn.Module, prefix: str, stored: dict[str, str], checkpoint: Checkpoint) -> list[_Wanted]:
