@@ -5,6 +5,7 @@ import copy
 import pathlib
 import re
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import parallelize_module
 
 import tritonq
+from tests.support import bitsandbytes_files
 from tests.support.schemes import SCHEMES, same_bits
 from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear, gather
@@ -421,6 +423,7 @@ class Plain(nn.Module):
 
 
 PLAIN_SCHEMES = ("uint4.g32", "nvfp4", "nf4.dq")
+PLAIN_FILES = [f"plain-{scheme}" for scheme in PLAIN_SCHEMES] + ["bitsandbytes-nf4", "bitsandbytes-nf4.dq"]
 
 
 def save_fused(folder: pathlib.Path) -> None:
@@ -438,6 +441,12 @@ def save_plain(folder: pathlib.Path) -> None:
         state = distributed.gather(model)
         del state["head.weight"]
         tritonq.save(state, folder / f"plain-{scheme}.safetensors")
+    for scheme in ("nf4", "nf4.dq"):
+        torch.manual_seed(0)
+        named = {name: tensor.detach().clone() for name, tensor in Plain().eval().state_dict().items() if name != "head.weight"}
+        for name in ("up.weight", "down.weight"):
+            named |= bitsandbytes_files.stored(name, tritonq.quantize(named.pop(name), scheme))
+        safetensors.torch.save_file(named, folder / f"bitsandbytes-{scheme}.safetensors", metadata={"format": "pt"})
 
 
 def plain_modules_are_loaded(mesh, folder):
@@ -446,11 +455,11 @@ def plain_modules_are_loaded(mesh, folder):
     plan = {"odd": torch_styles.ColwiseParallel(output_layouts=Replicate()),
             "rows": torch_styles.RowwiseParallel(input_layouts=Replicate())}  # fmt: skip
     ids = torch.arange(20)
-    for scheme in PLAIN_SCHEMES:
-        path = folder / f"plain-{scheme}.safetensors"
+    for name in PLAIN_FILES:
+        path = folder / f"{name}.safetensors"
         with torch.device("meta"):
             mine, whole = Plain().eval(), Plain().eval()
-        expand = {"expand_scales": "dq" in scheme}
+        expand = {"expand_scales": "dq" in name}
         distributed.load_sharded(mine, path, mesh, plan | {"up": ColwiseParallel(**expand), "down": RowwiseParallel(**expand)})
         distributed.load_sharded(whole, path, mesh, {})
         assert mine.head.weight is mine.table.weight and type(whole.up) is QuantLinear and whole.up.bias.shape == (512,)
