@@ -1,4 +1,5 @@
 """The reference streams: peak memory beyond input and output stays below a quarter of the input."""
+import os
 import pathlib
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def test_a_model_is_quantized_in_its_own_memory_and_one_layer(scheme):
     """Packed weights take the place of those that they were made from: beside the model there is one layer, not all that was packed."""
     if not pathlib.Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from Linux' /proc")
-    answer = subprocess.run([sys.executable, "-c", MODEL, scheme], capture_output=True, text=True, check=True)
+    # glibc: freed memory goes back at once, so that the peak is what was alive
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    answer = subprocess.run([sys.executable, "-c", MODEL, scheme], capture_output=True, text=True, check=True, env=environment)
     extra, layer, packed = map(int, answer.stdout.split())
     assert packed > 3 * layer
-    assert extra <= 1.25 * layer, f"{extra / layer:.1f} layers beside the model"
+    assert extra <= layer, f"{extra / layer:.1f} layers beside the model"
