@@ -1,4 +1,7 @@
 """Transformers: quantize while loading, save, reload, and what ``tritonq quantize`` wrote."""
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -92,9 +95,15 @@ def test_refused_configs(arguments, text):
         TritonQConfig(**arguments)
 
 
-def test_the_package_does_not_import_the_framework():
-    import subprocess
-    import sys
+def test_without_the_import_nothing_is_loaded_and_the_method_is_named(tmp_path):
+    """Transformers knows no entry points: what it says of an unknown method, and that it stops, is all that a user sees."""
+    make("llama").save_pretrained(tmp_path / "full")
+    load(tmp_path / "full", quantization_config=TritonQConfig("nf4")).save_pretrained(tmp_path / "quantized")
+    code = f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path / 'quantized')!r})"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert outcome.returncode != 0 and "Unknown quantization type, got tritonq" in outcome.stderr and "mismatch" in outcome.stderr
 
+
+def test_the_package_does_not_import_the_framework():
     code = "import sys, tritonq; assert not {'transformers', 'vllm', 'torchao'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
