@@ -1,6 +1,9 @@
 """Every way in which a seed plan can be refused: the error class and its whole text."""
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -222,3 +225,15 @@ def test_workspace_rules():
         P.DynamicRangeQuantizePlan.select(None, desc, PlanPreference(max_workspace_bytes=8))
     assert str(caught.value) == "DynamicRangeQuantizePlan needs 24 bytes of workspace, max_workspace_bytes allows 8; raise the limit"
     assert P.QuantizePerTokenPlan.select(None, P.QuantizePerTokenDescriptor(n=1, d=1, **INT8)).workspace_size() == 0
+
+
+def test_names_of_the_seed_plans_are_imported_when_they_are_used():
+    code = """
+import sys, tritonq
+assert "tritonq.plans.affine" not in sys.modules and "tritonq.plans.nf4" not in sys.modules
+assert set(tritonq.plans.__all__) <= set(dir(tritonq.plans))
+assert all(getattr(tritonq.plans, name).__name__ == name for name in tritonq.plans.__all__)
+from tritonq.plans import *
+assert Nf4MatmulPlan is tritonq.plans.Nf4MatmulPlan and not hasattr(tritonq.plans, "Nf5MatmulPlan")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
