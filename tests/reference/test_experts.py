@@ -26,15 +26,12 @@ def weights(experts=4, n=48, k=96, dtype=torch.float32):
     return torch.randn(experts, n, k, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("layout", ["row", "frag", "ksplit"])
-def test_a_stack_is_its_matrices(scheme, layout):
+@pytest.mark.parametrize("layout, scheme", [(layout, scheme) for layout in ("row", "frag", "ksplit") for scheme in SCHEMES
+                                            if layout == "row" or scheme != "bf16"])  # fmt: skip
+def test_a_stack_is_its_matrices(layout, scheme):
     w = weights()
     stack = quantize_stack(w, scheme)
-    try:
-        turned = stack.relayout(layout)
-    except UnsupportedError:
-        pytest.skip(f"{layout} does not hold {scheme}")
+    turned = stack.relayout(layout)
     assert len(turned) == 4 and turned.layout == layout and turned.shape == (4, 48, 96)
     for one, expert in zip(turned, w, strict=True):
         assert same_bits(one.dequantize(), tritonq.quantize(expert, scheme).dequantize()) and one.layout == layout
