@@ -7,7 +7,8 @@ from .._triton import jit, tl, triton
 from ..layouts import frag, frag_codes
 from ..scheme import Scheme
 from .constants import encode_constants, kernel_name
-from .parameters import decode_scale, decode_zero, encode_value, finite_or, group_parameters
+from .parameters import decode_scale, decode_zero, encode_value, group_parameters
+from .quantize_runs import load_step, refuses_groups, run_range, spread
 
 ROWS, SPAN = 64, 128  # of W per step: two tiles side by side, the columns that the layout pads to
 
@@ -35,12 +36,7 @@ def quantize_frag(
     first = tl.program_id(1) * columns
     PARTS: tl.constexpr = 1 if GROUP == 0 else 128 // GROUP  # groups of a step
     WIDTH: tl.constexpr = 128 // PARTS
-    low = tl.full((64, PARTS), float("inf"), COMPUTE)
-    high = tl.full((64, PARTS), -float("inf"), COMPUTE)
-    for start in range(first, tl.minimum(first + columns, K), 128):
-        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE, 128).reshape(64, PARTS, WIDTH)
-        low = tl.minimum(low, tl.min(finite_or(x, float("inf")), 2))
-        high = tl.maximum(high, tl.max(finite_or(x, -float("inf")), 2))
+    low, high = run_range(x_ptr, rows, first, columns, N, K, x_row, x_col, COMPUTE, PARTS, WIDTH)
     stored, stored_zero = group_parameters(low, high, None, AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                            LOW, HIGH, AWAY, ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO)  # fmt: skip
     group = tl.program_id(1) * PARTS + tl.arange(0, PARTS)
@@ -65,21 +61,6 @@ def quantize_frag(
         words = tl.sum((axes << shift).reshape(1024, 8), 1)
         at = packed_ptr + a * w_row + (start * 8 + tl.arange(0, 1024))
         tl.store(at, words, mask=tl.full((1024,), 1, tl.int1) & (a < tiles))
-
-
-@jit
-def load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
-    """``[rows, SPAN]`` of x in COMPUTE; NaN outside of it, which enters no range."""
-    column = start + tl.arange(0, SPAN)
-    at = x_ptr + rows[:, None] * x_row + column.to(tl.int64)[None, :] * x_col
-    return tl.load(at, mask=(rows < N)[:, None] & (column < K)[None, :], other=float("nan")).to(COMPUTE)
-
-
-@jit
-def spread(values, WIDTH: tl.constexpr):
-    """``[rows, PARTS]`` per group to ``[rows, PARTS * WIDTH]``."""
-    wide = tl.broadcast_to(values[:, :, None], (values.shape[0], values.shape[1], WIDTH))
-    return wide.reshape(values.shape[0], values.shape[1] * WIDTH)
 
 
 @jit
@@ -117,18 +98,6 @@ def refuses(scheme: Scheme, dtype: torch.dtype, k: int) -> str | None:
     names = [scheme.scale_format(dtype).name] + ([scheme.zero_format(dtype).name] if scheme.float_zero else [])
     if wrong := [name for name in names if name not in _PATTERNS]:
         return f"stores scales as fp32, fp16, bf16 or e8m0, {scheme} as {wrong[0]}"
-    return None
-
-
-def refuses_groups(scheme: Scheme, k: int, span: int) -> str | None:
-    """Why a kernel that takes ``span`` columns of a row at a time cannot make the scales of ``scheme``, or None."""
-    if "dq" in scheme.options or scheme.recipe == "nv":
-        return f"{scheme} has a second level of scales, which only a second launch can make"
-    columns = scheme.group_shape(1, k)[1]
-    if scheme.granularity.kind not in ("group", "channel", "token"):
-        return f"holds groups along rows, {scheme} shares scales otherwise"
-    if columns < k and span % columns and columns % span:
-        return f"holds groups of 1, 2, 4, ... columns up to {span}, of multiples of {span}, or whole rows; {scheme} has {columns}"
     return None
 
 

@@ -7,8 +7,8 @@ from .._triton import jit, tl, triton
 from ..layouts import ksplit
 from ..scheme import Scheme
 from .constants import carrier, encode_constants, kernel_name
-from .parameters import decode_scale, decode_zero, encode_value, finite_or, group_parameters
-from .quantize_frag import load_step, refuses_groups, spread
+from .parameters import decode_scale, decode_zero, encode_value, group_parameters
+from .quantize_runs import load_step, refuses_groups, run_range, spread
 
 ROWS, SPAN = 16, ksplit.BLOCK  # of W per step
 
@@ -34,12 +34,7 @@ def quantize_ksplit(
     first = tl.program_id(1) * columns
     PARTS: tl.constexpr = 1 if GROUP == 0 else 256 // GROUP  # groups of a step
     WIDTH: tl.constexpr = 256 // PARTS
-    low = tl.full((16, PARTS), float("inf"), COMPUTE)
-    high = tl.full((16, PARTS), -float("inf"), COMPUTE)
-    for start in range(first, tl.minimum(first + columns, K), 256):
-        x = load_step(x_ptr, rows, start, N, K, x_row, x_col, COMPUTE, 256).reshape(16, PARTS, WIDTH)
-        low = tl.minimum(low, tl.min(finite_or(x, float("inf")), 2))
-        high = tl.maximum(high, tl.max(finite_or(x, -float("inf")), 2))
+    low, high = run_range(x_ptr, rows, first, columns, N, K, x_row, x_col, COMPUTE, PARTS, WIDTH)
     stored, stored_zero = group_parameters(low, high, None, AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                            LOW, HIGH, AWAY, ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO)  # fmt: skip
     group = tl.program_id(1) * PARTS + tl.arange(0, PARTS)
