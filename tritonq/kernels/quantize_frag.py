@@ -58,7 +58,7 @@ def quantize_frag(
         c = tl.arange(0, 2)[None, :, None] * STRIDES[1]
         e = tl.arange(0, 2)[None, None, :] * STRIDES[2]
         shift = (4 * (h + c + e)).reshape(1, 1, 1, 1, 1, 2, 2, 2)
-        # axis by axis: summed over one axis of eight, Triton 3.6 stores half of the words from shared memory that nobody wrote
+        # axis by axis: of a sum over one axis of eight, Triton 3.6 stores the same constant for half of the words (seen in the simulator)
         words = tl.sum(tl.sum(tl.sum(axes << shift, 7), 6), 5).reshape(1024)
         at = packed_ptr + a * w_row + (start * 8 + tl.arange(0, 1024))
         tl.store(at, words, mask=tl.full((1024,), 1, tl.int1) & (a < tiles))
