@@ -39,7 +39,7 @@ MATMUL_KSPLIT = {
 # scheme: instructions per element of bfloat16 on the way without special values, at most: on Triton 3.9, and on releases before it, which
 # take more for the same bits.
 QUANTIZE_ROWS = {
-    "int4.g128": (7.1, 11.3), "nf4.g64": (9.7, 24.45), "uint4.g128": (11.7, 18.15), "mxfp4": (16.3, 19.7), "int8": (7.3, 7.3),
+    "int4.g128": (7.1, 7.25), "nf4.g64": (9.65, 9.65), "uint4.g128": (11.7, 12.05), "mxfp4": (16.2, 16.2), "int8": (7.3, 7.3),
     "fp8_e4m3": (19.0, 19.0),
 }  # fmt: skip
 DEQUANTIZE_ROWS = {"int4.g128": 6.15, "uint4.g128": 6.9, "nf4.g64": 5.5, "mxfp4": 5.5, "int8": 5.85, "fp8_e4m3": 8.6, "int3": 6.8}

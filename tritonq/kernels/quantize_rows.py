@@ -33,31 +33,30 @@ def quantize_rows(
     such runs lie side by side and fill its 16-byte store, and OUTER of those are its share of a group. FULL: tiles cover x exactly, nothing
     is masked. RAGGED: a row ends inside a word. WIDE: columns need 64 bits.
     """
-    rows = (tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * BLOCK_N + tl.arange(0, BLOCK_N)
-    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
-    if WIDE:
-        group = group.to(tl.int64)
     RUN: tl.constexpr = REPEAT * LANES
     THREADS: tl.constexpr = GROUP // (OUTER * RUN)
-    # Columns of a tile element: group * COLUMNS + (thread + outer * THREADS) * RUN + repeat * LANES + lane.
-    thread = tl.arange(0, THREADS) * RUN
-    outer = tl.arange(0, OUTER) * (THREADS * RUN)
-    repeat = tl.arange(0, REPEAT) * LANES
-    lane = tl.arange(0, LANES)
-    inner = outer[:, None, None, None, None, None] + repeat[None, :, None, None, None, None] + lane[None, None, None, None, None, :]
-    start = group[None, :, None] * COLUMNS + thread[None, None, :]
-    at_thread = rows[:, None, None] * x_row + start.to(tl.int64) * x_col
-    x_at = x_ptr + at_thread[None, None, :, :, :, None] + inner.to(tl.int64) * x_col
-    row_ok = rows < N
+    first_row = (tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * BLOCK_N
+    first_group = tl.program_id(0) * BLOCK_G
+    if WIDE:
+        first_group = first_group.to(tl.int64)
+
+    # Addresses are a matrix with a row for each LANES neighbours, so that threads walk the axes above from the last one on. Where no
+    # axis but the lanes is contiguous in memory, Triton 3.6 deals threads to the first axes and 3.9 to the last.
+    thread, group, row, run = digits(tl.arange(0, OUTER * REPEAT * BLOCK_N * BLOCK_G * THREADS) * RUN, THREADS * RUN, BLOCK_G, BLOCK_N)
+    start = (first_group + group) * COLUMNS + thread
+    inner = (run % REPEAT * LANES + run // REPEAT * (THREADS * RUN))[:, None] + tl.arange(0, LANES)[None, :]
+    x_at = x_ptr + ((first_row + row) * x_row + start.to(tl.int64) * x_col)[:, None] + inner.to(tl.int64) * x_col
     mask = None
     if FULL:
         loaded = tl.load(x_at)
     else:
-        mask = row_ok[None, None, :, None, None, None] & (start[None, None, :, :, :, None] + inner < K)
+        mask = (first_row + row < N)[:, None] & (start[:, None] + inner < K)
         if COLUMNS < GROUP:
-            mask = mask & (thread[None, None, None, None, :, None] + inner < COLUMNS)
+            mask = mask & (thread[:, None] + inner < COLUMNS)
         # Padding must not enter a range: 0 is inside every range but that of a float zero, which is not extended to it.
         loaded = tl.load(x_at, mask=mask, other=float("nan") if FLOAT_ZERO else 0.0)
+        mask = tl.reshape(mask, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
+    loaded = tl.reshape(loaded, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
     x = widen(loaded, COMPUTE)
 
     second = None
@@ -89,10 +88,12 @@ def quantize_rows(
                                                    AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                                    ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO, DECODE_ZERO)  # fmt: skip
 
+    rows = first_row + tl.arange(0, BLOCK_N)
+    group = first_group + tl.arange(0, BLOCK_G)
     at = rows[:, None] * groups + group[None, :]
     at_ok = None
     if not FULL:
-        at_ok = row_ok[:, None] & (group < groups)[None, :]
+        at_ok = (rows < N)[:, None] & (group < groups)[None, :]
     tl.store(scale_ptr + at, stored, mask=at_ok)
     if AFFINE:
         tl.store(zero_point_ptr + at, stored_zero, mask=at_ok)
@@ -100,20 +101,26 @@ def quantize_rows(
     # A thread's words of one outer step are neighbours. A 3-bit unit of 8 codes fills three bytes, everything else one machine word.
     WORDS: tl.constexpr = RUN // WORD
     STORES: tl.constexpr = 3 if WORD * BITS == 24 else 1
-    word = (outer // WORD)[:, None, None, None, None] + tl.arange(0, WORDS)[None, None, None, None, :]
-    start = group[None, :, None] * (COLUMNS // WORD) + (thread // WORD)[None, None, :]
-    at_thread = rows[:, None, None] * row_words + start * STORES
-    word_ok = None
+    packed = tl.reshape(packed, (OUTER * BLOCK_N * BLOCK_G * THREADS, WORDS))
+    thread, group, row, run = digits(tl.arange(0, OUTER * BLOCK_N * BLOCK_G * THREADS) * RUN, THREADS * RUN, BLOCK_G, BLOCK_N)
+    start = (first_group + group) * (COLUMNS // WORD) + thread // WORD
+    inner = (run * (THREADS * WORDS))[:, None] + tl.arange(0, WORDS)[None, :]
+    at = packed_ptr + ((first_row + row) * row_words + start * STORES)[:, None] + inner * STORES
+    ok = None
     if not FULL:
-        word_ok = row_ok[None, :, None, None, None] & (start[None, :, :, :, None] + word < tl.cdiv(K, WORD))
+        ok = (first_row + row < N)[:, None] & (start[:, None] + inner < tl.cdiv(K, WORD))
         if COLUMNS < GROUP:
-            word_ok = word_ok & ((thread // WORD)[None, None, None, :, None] + word < COLUMNS // WORD)
+            ok = ok & ((thread // WORD)[:, None] + inner < COLUMNS // WORD)
     for i in tl.static_range(STORES):
-        ok = word_ok
         if STORES > 1 and not FULL:
-            ok = ok & ((start[None, :, :, :, None] + word) * STORES + i < row_words)
-        word_at = packed_ptr + at_thread[None, :, :, :, None] + word * STORES + i
-        tl.store(word_at, (packed >> (8 * i)).to(packed_ptr.dtype.element_ty), mask=ok)
+            ok = ok & ((start[:, None] + inner) * STORES + i < row_words)
+        tl.store(at + i, (packed >> (8 * i)).to(packed_ptr.dtype.element_ty), mask=ok)
+
+
+@jit
+def digits(i, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """i = ((d * C + c) * B + b) * A + a  ->  a, b, c, d."""
+    return i % A, i // A % B, i // (A * B) % C, i // (A * B * C)
 
 
 @jit
