@@ -10,7 +10,7 @@ LEVELS = _MAGNITUDES + tuple(-m for m in _MAGNITUDES)
 # Codes by rising level. Both codes 0 and 8 mean zero: bitsandbytes gives 8 to the values just above zero, 0 to the rest.
 ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
 BOUNDS = midpoints(tuple(LEVELS[code] for code in ORDER))
-_LEVELS, _BOUNDS = tl.constexpr(LEVELS), tl.constexpr(BOUNDS)
+_TWICE, _BOUNDS = tl.constexpr(2 * _MAGNITUDES), tl.constexpr(BOUNDS)
 # ORDER as nibbles of two words, rank 0 lowest.
 _ORDER_LOW = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[:8])))
 _ORDER_HIGH = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[8:])))
@@ -24,7 +24,9 @@ def fp4_bnb_encode(u):
 
 @jit
 def fp4_bnb_decode(code):
-    return lookup16(code, _LEVELS)
+    # The sign is set as a bit: Triton 3.6 takes a constant -0.0, the level of code 8, for +0.0.
+    magnitude = lookup16(code, _TWICE).to(tl.int32, bitcast=True)
+    return (magnitude | ((code & 8) << 28)).to(tl.float32, bitcast=True)
 
 
 FP4_BNB = register(Format(
