@@ -27,10 +27,11 @@ def decode_tile(
     packed_row, scale_row, zero_row, group_rows, group_columns,
     LAYOUT: tl.constexpr, COMPUTE: tl.constexpr, DECODE: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr, HAS_SCALE: tl.constexpr,
     AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, PLACES: tl.constexpr, UPPER_PLACES: tl.constexpr, SCALE: tl.constexpr,
-    ZERO: tl.constexpr, UNIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ZERO: tl.constexpr, UNIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOK_UP: tl.constexpr,
 ):  # fmt: skip
     """Rows from first_row (int64) and columns from first_column on, multiples of 64 and of BLOCK_K; COMPUTE ``[BLOCK_N, BLOCK_K]``.
 
+    LOOK_UP finds levels of a code book: :func:`load_levels` in a loop, which copies them ahead, :func:`gather_levels` elsewhere.
     Beyond N and K: 1 times the level of code 0, or what the layout pads with; finite, and for the caller to mask.
     """
     if LAYOUT == "row":
@@ -49,7 +50,7 @@ def decode_tile(
                                 1, UPPER_PLACES, BLOCK_N // 64, BLOCK_K)  # fmt: skip
             stored = stored | upper << 2
         if levels_ptr is not None:
-            level = tl.load(levels_ptr + stored)
+            level = LOOK_UP(levels_ptr, stored)
         elif DECODE is not None:
             level = DECODE(stored)
         else:  # a code is the low bits of a float near 2**23, and one subtraction takes away both that and the offset
@@ -74,6 +75,19 @@ def decode_tile(
 @jit
 def as_is(level):
     return level
+
+
+@jit
+def load_levels(levels_ptr, stored):
+    """One load per element, whose layout later operations must take over."""
+    return tl.load(levels_ptr + stored)
+
+
+@jit
+def gather_levels(levels_ptr, stored):
+    """From the sixteen levels that a program holds; ``stored`` keeps its layout."""
+    levels = tl.load(levels_ptr + tl.arange(0, 16))
+    return tl.gather(levels, stored.reshape(stored.shape[0] * stored.shape[1]), 0).reshape(stored.shape)
 
 
 @jit

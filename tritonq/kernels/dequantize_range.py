@@ -5,7 +5,7 @@ import torch
 
 from .._triton import jit, tl, triton
 from ..qtensor import QTensor
-from .decode_tile import decode_tile, tile_arguments
+from .decode_tile import decode_tile, gather_levels, tile_arguments
 from .numerics import cast
 
 STEP = 128  # ranges start at multiples of this: layouts pad to it
@@ -32,7 +32,7 @@ def dequantize_range_tiles(
         packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, first_row + tile_n, first_column + tile_k, N, K,
         packed_row, scale_row, zero_row, group_rows, group_columns,
         LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, PLACES, UPPER_PLACES, SCALE, ZERO, UNIT,
-        BLOCK_N, BLOCK_K)  # fmt: skip
+        BLOCK_N, BLOCK_K, gather_levels)  # fmt: skip
     n = tile_n + tl.arange(0, BLOCK_N)
     k = tile_k + tl.arange(0, BLOCK_K)
     at = out_ptr + n[:, None] * out_row + k[None, :]

@@ -10,7 +10,7 @@ import torch
 
 from .._triton import jit, tl, triton
 from ..qtensor import QTensor
-from .decode_tile import decode_tile, tile_arguments
+from .decode_tile import decode_tile, load_levels, tile_arguments
 from .split_k import MOST_SPLIT_TILES, finish_split, partial_sums
 
 
@@ -42,7 +42,7 @@ def matmul_dx_tiles(
             packed_ptr, scale_ptr, zero_point_ptr, levels_ptr, second_ptr, tile_n, tile_k, N, K,
             packed_row, scale_row, zero_row, group_rows, group_columns,
             LAYOUT, COMPUTE, DECODE, BITS, SIGNED, HAS_SCALE, AFFINE, FLOAT_ZERO, PLACES, UPPER_PLACES, SCALE, ZERO, UNIT,
-            BLOCK_N, BLOCK_K)  # fmt: skip
+            BLOCK_N, BLOCK_K, load_levels)  # fmt: skip
         n = tile_n + tl.arange(0, BLOCK_N)
         at = dy_ptr + m[:, None] * dy_row + n[None, :] * dy_col
         dy = tl.load(at, mask=(m < M)[:, None] & (n < N)[None, :], other=0.0).to(DOT)
