@@ -5,6 +5,8 @@ and the oldest Triton, and write down the larger figure, rounded up to the next 
 """
 from __future__ import annotations
 
+from .._triton import RELEASE
+
 ARCH = 90  # whose figures these are
 COLUMNS = 4096  # K of the matmuls' rows: another K may take another tile, which has no budget
 # (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or 32 rows.
@@ -25,8 +27,8 @@ MATMUL_FRAG = {
     ("int2.g128", "bfloat16", 8): 1.65, ("int2.g128", "float16", 16): 1.9, ("uint3.g128.fz", "float16", 64): 3.25,
     ("int4.g48", "float16", 8): 3.2,
 }  # fmt: skip
-# What swiglu may add: its weights lie in two places.
-MATMUL_FRAG_GATED = 0.2
+# What swiglu may add: its weights lie in two places. (Triton 3.9, releases before it)
+MATMUL_FRAG_GATED = (0.2, 0.25)
 # What act-order may add where the kernel gathers x: one element at a time, by an index that is loaded.
 MATMUL_FRAG_GATHERING = 0.8
 # The same for layout ksplit.
@@ -36,10 +38,15 @@ MATMUL_KSPLIT = {
     ("nf4.g64", "bfloat16", 64): 8.85, ("mxfp4", "bfloat16", 16): 6.9, ("int8", "float16", 1): 3.3, ("int8", "bfloat16", 16): 5.9,
     ("uint8", "bfloat16", 64): 7.85, ("fp8_e4m3", "bfloat16", 16): 9.95, ("int3", "bfloat16", 16): 5.85, ("int2", "bfloat16", 16): 2.95,
 }  # fmt: skip
-# scheme: instructions per element of bfloat16 on the way without special values, at most: on Triton 3.9, and on releases before it, which
-# take more for the same bits.
+# scheme: instructions per element of bfloat16 on the way without special values, at most. (Triton 3.9, releases before it)
 QUANTIZE_ROWS = {
-    "int4.g128": (7.1, 7.25), "nf4.g64": (9.65, 9.65), "uint4.g128": (11.7, 12.05), "mxfp4": (16.2, 16.2), "int8": (7.3, 7.3),
-    "fp8_e4m3": (19.0, 19.0),
+    "int4.g128": (7.1, 7.25), "nf4.g64": (9.65, 9.65), "uint4.g128": (11.7, 12.05), "mxfp4": (16.2, 16.2), "int8": (7.3, 7.45),
+    "fp8_e4m3": (19.0, 20.35),
 }  # fmt: skip
 DEQUANTIZE_ROWS = {"int4.g128": 6.15, "uint4.g128": 6.9, "nf4.g64": 5.5, "mxfp4": 5.5, "int8": 5.85, "fp8_e4m3": 8.6, "int3": 6.8}
+
+
+def of_release(figures: tuple[float, float]) -> float:
+    """Of a pair, the figure of the installed Triton."""
+    newest, before = figures
+    return newest if RELEASE >= (3, 9) else before

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .._triton import RELEASE
 from . import budgets
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def _loop_budget(row: Row, table: dict, tile_of: Callable[[int], dict]) -> float
 def _frag_budget(row: Row) -> float | None:
     from ..kernels.frag_launch import config
 
-    more = row.constants["GATED"] * budgets.MATMUL_FRAG_GATED + row.gathers * budgets.MATMUL_FRAG_GATHERING
+    more = row.constants["GATED"] * budgets.of_release(budgets.MATMUL_FRAG_GATED) + row.gathers * budgets.MATMUL_FRAG_GATHERING
     table = {key: round(value + more, 2) for key, value in budgets.MATMUL_FRAG.items()}
     return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1))
 
@@ -88,8 +87,7 @@ def _ksplit_budget(row: Row) -> float | None:
 def _quantize_budget(row: Row) -> float | None:
     if row.dtype != "bfloat16" or not row.constants["FULL"] or row.scheme not in budgets.QUANTIZE_ROWS:
         return None
-    newest, before = budgets.QUANTIZE_ROWS[row.scheme]
-    return newest if RELEASE >= (3, 9) else before
+    return budgets.of_release(budgets.QUANTIZE_ROWS[row.scheme])
 
 
 def _dequantize_budget(row: Row) -> float | None:
