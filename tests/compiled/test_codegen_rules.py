@@ -13,6 +13,7 @@ import triton.language as tl
 from tests.compiled.test_codegen import _many_live_values
 from tests.support import feature_kernels as kernels
 from tritonq import DequantizeDesc, MatmulDesc, QuantizeDesc, Scheme
+from tritonq._triton import RELEASE
 from tritonq.codegen import EXPECTED, Expected, Row, examine, occupancy, rules, violations
 from tritonq.codegen import budgets as tables
 from tritonq.codegen.compiler import Report, compile_kernel, parse_warnings, ptxas_warnings
@@ -81,9 +82,11 @@ def test_another_matrix_instruction(good):
     sizes = {"M": 64, "N": 32, "BK": 64}
     signature = {"a": "*fp16", "b": "*fp16", "out": "*fp32", "K": "i32"}
     wgmma = compile_kernel(kernels.pipelined_dot, signature, sizes, divisible={"K"}, num_warps=4, num_stages=3)
-    assert broken(with_kernel(good, wgmma))["matrix instruction"].startswith("HGMMA.64x32x16.F32 instead of HMMA")
+    assert "matrix instruction" not in broken(with_kernel(good, wgmma)), "four warps are to make wgmma"
+    synchronous = dataclasses.replace(with_kernel(good, wgmma), expected=EXPECTED["matmul_ksplit"])
+    assert broken(synchronous)["matrix instruction"].startswith("HGMMA.64x32x16.F32 instead of HMMA")
     copy = compile_kernel(kernels.unmasked_copy, {"x": "*fp32", "out": "*fp32"}, {"BLOCK": 128})
-    assert broken(with_kernel(good, copy))["matrix instruction"] == "none instead of HMMA"
+    assert broken(with_kernel(good, copy))["matrix instruction"] == "none instead of HGMMA"
 
 
 def test_narrow_weight_loads(good):
@@ -114,6 +117,16 @@ def test_wgmma_in_flight_is_read_from_real_code():
     # Without the waits the loop touches accumulators of products that still run, which ptxas has to serialise.
     serial = re.sub(r"wgmma\.wait_group\.sync\.aligned \d+;", "", report.ptx)
     assert serial != report.ptx and any(w.startswith("C75") for w in ptxas_warnings(serial, 90))
+
+
+@pytest.mark.skipif(RELEASE < (3, 9), reason="Triton before 3.9 puts no fence there")
+def test_wgmma_without_a_proxy_fence(good):
+    signature = {"a": "*fp16", "b": "*fp16", "out": "*fp32", "K": "i32"}
+    report = compile_kernel(kernels.pipelined_dot, signature, {"M": 64, "N": 32, "BK": 64}, divisible={"K"}, num_warps=4, num_stages=3)
+    assert "cp.async.wait" in report.ptx and "proxy fence" not in broken(with_kernel(good, report))
+    bare = re.sub(r"fence\.proxy\.async\S*", "", report.ptx)
+    assert bare != report.ptx
+    assert broken(with_kernel(good, dataclasses.replace(report, ptx=bare)))["proxy fence"].startswith("wgmma reads what cp.async wrote")
 
 
 def test_warnings_of_ptxas(good):

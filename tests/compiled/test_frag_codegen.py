@@ -16,7 +16,7 @@ N, K = 128, 4096
 
 def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
     q = reference.quantize(torch.zeros(N, K, dtype=dtype), Scheme.parse(scheme)).relayout("frag")
-    config = kernels.config(m, N, K, q.scheme, 132)
+    config = kernels.config(m, N, K, q.scheme, 132, arch)
     with survey.launches(arch) as rows:
         x = torch.zeros(m, K, dtype=dtype)
         kernels.bind(x, q, None, None, None, config, (m, N)).run(x, q, None, None)
@@ -31,7 +31,7 @@ def test_the_main_loop(scheme, dtype, m):
     loop, kinds = report.main_loop, report.histogram(in_loop=True)
     weights = config["BLOCK_N"] * config["BLOCK_K"] // (32 * report.num_warps)
     assert report.spills == 0
-    assert kinds["HMMA"] and not kinds["HGMMA"], "mma.sync, which needs no proxy fence"
+    assert set(kinds) & {"HMMA", "HGMMA"} == {"HGMMA" if m > 32 else "HMMA"} and not report.unfenced
     detours = [kind for kind in kinds if kind.startswith(("STS", "SHFL", "I2F", "F2F", "STL", "LDL"))]
     assert not detours, "weights go from the load to the tensor core"
     copies = [i.width for i in loop if i.kind == "LDGSTS"]
@@ -39,12 +39,12 @@ def test_the_main_loop(scheme, dtype, m):
     assert kinds["LDG"] == 0, "everything in the loop is copied ahead"
     assert len(loop) / weights <= BUDGETS[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
     programs = programs_per_multiprocessor(90, registers=report.registers, shared=report.shared, num_warps=report.num_warps)
-    assert programs >= (4 if m <= 16 else 2)
+    assert programs >= (4 if m <= 16 else 2 if m <= 32 else 1)
 
 
 @pytest.mark.parametrize("scheme, dtype, m", [
-    ("int4.g128", "float16", 1), ("int4.g128", "bfloat16", 64), ("nf4.g64", "bfloat16", 16), ("nf4.g64", "bfloat16", 64),
-    ("int8.channel", "float16", 1), ("int3.g128", "float16", 64), ("uint4.g128.fz", "float16", 64),
+    ("int4.g128", "float16", 1), ("int4.g128", "bfloat16", 32), ("nf4.g64", "bfloat16", 16), ("nf4.g64", "bfloat16", 32),
+    ("int8.channel", "float16", 1), ("int3.g128", "float16", 32), ("uint4.g128.fz", "float16", 32), ("int4.g128", "bfloat16", 64),
 ])  # fmt: skip
 def test_swiglu(scheme, dtype, m):
     dtype, target = getattr(torch, dtype), Target(backend="triton", device="cuda", arch=90)
@@ -53,7 +53,10 @@ def test_swiglu(scheme, dtype, m):
     (row,) = examine(desc)
     assert row.kernel == "matmul_frag" and row.constants["GATED"] and not row.violations(), row.violations()
     (plain,) = examine(desc.plain())
-    assert row.per_weight <= plain.per_weight + of_release(MATMUL_FRAG_GATED) and row.tile == plain.tile
+    if m > 32:  # wgmma: 64 rows of W, 32 of each, in place of 128
+        assert row.per_weight <= plain.per_weight + 0.35 and "64x64x" in row.tile and "64x128x" in plain.tile
+    else:
+        assert row.per_weight <= plain.per_weight + of_release(MATMUL_FRAG_GATED) and row.tile == plain.tile
 
 
 @pytest.mark.parametrize("scheme, m, inside", [("int4.g128", 1, True), ("uint4.g128", 8, True), ("int8.channel", 8, True),

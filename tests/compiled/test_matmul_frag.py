@@ -10,7 +10,7 @@ from tests.support.schemes import same_bits
 from tests.support.shapes import FULL
 from tests.support.weights import expected, fence, weight, within
 from tritonq import MatmulDesc, Scheme, reference
-from tritonq._triton import RELEASE
+from tritonq.codegen.ptx import unfenced
 from tritonq.errors import InvalidProblemError, WorkspaceTooSmallError
 from tritonq.formats.packing import pack_row
 from tritonq.kernels import frag_launch as kernels
@@ -151,12 +151,23 @@ def test_configs_that_a_tuner_may_try(scheme, m, config, simulator):
     desc = MatmulDesc(m=m, n=130, k=520, dtype=torch.float16, scheme=Scheme.parse(scheme), target=target, source_dtype=torch.float16,
                       layout="frag")  # fmt: skip
     whole = frag_entry.config(desc) | config
-    if RELEASE < (3, 9) and config == {"num_warps": 4, "STAGES": 3}:
-        pytest.skip("wgmma behind asynchronous copies lacks its fence before Triton 3.9, and config_ok refuses it")
     assert frag_entry.config_ok(desc, whole)
     four = config.get("num_warps") == 4  # of 8 rows of x Triton 3.6 makes mma.sync all the same
     instruction = "mma.sync" if not four else "wgmma.mma_async" if m > 8 else "mma"
     check(scheme, m, 130, 520, torch.float16, simulator, instruction=instruction, **config)
+
+
+WIDE = [("int4.g128", 70, 200, 300), ("uint4.g64", 64, 128, 512), ("nf4.g64", 65, 130, 520), ("int4.g32", 40, 130, 520),
+        ("uint4.g128.fz", 65, 256, 384), ("int8", 33, 72, 384), ("int3.g128", 70, 130, 600), ("mxfp4", 64, 100, 256),
+        ("fp8_e4m3", 40, 130, 256), ("int4.channel", 66, 65, 1300)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme, m, n, k", WIDE, ids=str)
+def test_many_rows_on_hopper(scheme, m, n, k, simulator):
+    """wgmma with W from registers; what cp.async brought is fenced on every Triton."""
+    config = kernels.config(m, n, k, Scheme.parse(scheme), 132, 90)
+    check(scheme, m, n, k, DTYPES[n % 4 == 0], simulator, instruction="wgmma.mma_async", **config)
+    assert not simulator.unfenced and not unfenced(simulator.last.asm["ptx"])
 
 
 @pytest.mark.parametrize("split", [2, 3, 8])
@@ -217,7 +228,7 @@ def test_epilogue_strided_operands_and_leading_dimensions(activation, split, sim
 
 SWIGLU = [("uint4.g64", 90, 3, 128), ("int4.g32", 90, 20, 96), ("nf4.dq", 90, 8, 64), ("uint4.g128.fz", 90, 33, 32),
           ("uint3.g64", 90, 5, 96), ("fp8_e4m3.channel", 90, 2, 160), ("nvfp4", 90, 1, 64), ("int8.tensor", 80, 9, 96),
-          ("nf4.g64", 80, 17, 64)]  # fmt: skip
+          ("nf4.g64", 80, 17, 64), ("nf4.g64", 90, 70, 96)]  # fmt: skip
 
 
 @pytest.mark.parametrize("split", [1, 3])
@@ -230,13 +241,15 @@ def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
     bias, residual = fenced(torch.randn(4 * features))[::2], fenced(torch.randn(features, m).to(dtype)).T
     plan = tritonq.select(MatmulDesc.of(x, q, bias, "swiglu", residual))
     assert plan.kernel.name == "matmul_frag"
-    plan = dataclasses.replace(plan, config=plan.config | {"SPLIT_K": split})
+    config = kernels.config(m, 2 * features, 600, row.scheme, 132, simulator.arch, gated=True)
+    plan = dataclasses.replace(plan, config=config | {"SPLIT_K": split})
     simulator.order = lambda count: range(count)[::-1]
     got = plan.run(x, q, bias=bias, residual=residual)
     gate, up = expected(x, row, bias).chunk(2, -1)
     want = torch.nn.functional.silu(gate) * up + residual.double()
     eps = torch.finfo(dtype).eps
-    assert got.shape == (m, features) and simulator.launches == 1 and "mma.sync" in simulator.last.asm["ptx"]
+    instruction = "wgmma.mma_async" if m > 32 and simulator.arch == 90 else "mma.sync"
+    assert got.shape == (m, features) and simulator.launches == 1 and instruction in simulator.last.asm["ptx"]
     assert torch.allclose(got.double(), want, rtol=2 * eps, atol=2 * eps * float(gate.abs().max()))
     check_fence(x)
 
@@ -342,8 +355,8 @@ def test_targets(target, reason):
 
 def test_the_heuristic_fills_the_device_and_splits_little():
     for m, n, k in ((1, 4096, 4096), (16, 4096, 4096), (1, 28672, 8192), (64, 64, 65536), (8, 64, 128), (1, 2**20, 256)):
-        got = kernels.config(m, n, k, Scheme.parse("int4"), 132)
+        got = kernels.config(m, n, k, Scheme.parse("int4"), 132, 90)
         steps = -(-k // got["BLOCK_K"])
         assert got["SPLIT_K"] <= 8 and (got["SPLIT_K"] == 1 or steps >= 4 * got["SPLIT_K"])
-    assert kernels.config(1, 4096, 4096, Scheme.parse("int4"), 132)["SPLIT_K"] == 4
-    assert kernels.config(1, 28672, 8192, Scheme.parse("int4"), 132)["SPLIT_K"] == 1
+    assert kernels.config(1, 4096, 4096, Scheme.parse("int4"), 132, 90)["SPLIT_K"] == 4
+    assert kernels.config(1, 28672, 8192, Scheme.parse("int4"), 132, 90)["SPLIT_K"] == 1

@@ -133,6 +133,15 @@ def test_the_limit_is_the_longest_part(limit, change):
     assert combine(some(**change), H200, resident=4, warps=2).limit == limit
 
 
+def test_programs_that_wait_for_their_products_hide_each_other():
+    """As long a chain alone as beside another one, where half of each is instructions and half products."""
+    flops = 528 * 400 * 10**6
+    one, two = (combine(some(programs=528, flops=flops, issue=2e5), H200, resident=resident, warps=8, turns=True) for resident in (1, 2))
+    assert one.parts["turns"] == pytest.approx(2 * two.parts["turns"]) and one.parts["tensor"] == pytest.approx(two.parts["tensor"])
+    assert one.parts["turns"] == pytest.approx(one.parts["issue"] + one.parts["tensor"])
+    assert "turns" not in combine(some(flops=flops), H200, resident=1, warps=8).parts
+
+
 def test_a_last_round_of_few_programs_is_paid_for():
     """132 x 4 places: one program more takes another latency; the memory is as busy as before."""
     full = combine(some(programs=528, passes=100), H200, resident=4, warps=2)

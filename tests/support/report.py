@@ -90,7 +90,7 @@ rows that eight neighbours (four for float32) straddle.
 
 `y^T = W x^T`: W is the left operand, which `mma.sync` and `wgmma` take from registers, x the right one. A program takes 64 rows of W,
 BLOCK_M rows of x and a share of K, with two warps; a decode of one row still runs on the tensor core, whose narrowest tile has 8
-columns. One step of K:
+columns. On Hopper, more than 32 rows of x take 128 rows of W, 8 warps and `wgmma`, with the same code. One step of K:
 
 ```
  packed codes                                              x [BLOCK_K, BLOCK_M]
@@ -99,7 +99,7 @@ columns. One step of K:
  4 words in a thread's registers                           shared memory
    | unpack: and, shift, fma or prmt; no exchange            | ldmatrix
    v                                                         v
- fragments of 16 rows x 16 columns  ---> mma.sync <---     right operand
+ fragments of 16 rows x 16 columns  ---> product <---      right operand
                                             | a fresh float32 accumulator per group of columns
                                             v
                               sum += accumulator * scale of (row, group)
@@ -123,8 +123,10 @@ Where things are, for whoever changes it:
 - **`pin`** keeps Triton from choosing another number of consecutive k per thread than the layout has.
 - **Scales** are loaded once per group and row and multiply sums, not weights: a group of 128 costs one multiplication per 128 columns.
   A dot never spans two groups; DOT is the largest power of two that divides the group, BLOCK_K at most, 16 at least.
-- **x is copied ahead and W too.** On Triton 3.6 a `wgmma` that reads what `cp.async` wrote lacks a proxy fence, so the kernel stays
-  with `mma.sync`.
+- **x is copied ahead and W too.** Before 3.9 Triton puts no proxy fence between `cp.async` and the `wgmma` that reads what it wrote;
+  `proxy_fence` does, behind the wait of the same pass, and the lint looks for it in the PTX.
+- **Words are `[B, A * 512]`**, not `[A, B * 512]`: warps are handed out along the last axis first, and 8 of them must land on different
+  rows of W (A), not on different columns, or the weights cross shared memory.
 - **Split-K** writes partial sums, and the program that arrives last adds them in a fixed order: one launch, the same bits on every run.
 
 ## The lint: reading `benchmarks/results/codegen.md`

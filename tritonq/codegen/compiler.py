@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from .._triton import triton
 from ..errors import UnsupportedError
 from .pipes import busy
-from .ptx import load_widths
+from .ptx import load_widths, unfenced
 from .sass import MATRIX, Instruction, parse_sass, shortest_path
 
 _WARNING = re.compile(r"\b(C75\d\d)\b\)?\s*:?\s*(.*)")
@@ -116,6 +116,11 @@ class Report:
     def wgmma_in_flight(self) -> list[int]:
         """For each wait for wgmma, how many may still run after it; above 0, ptxas tends to serialise or to miscount (Triton 3.6)."""
         return [int(pendings) for pendings in _WAIT.findall(self.ttgir)]
+
+    @property
+    def unfenced(self) -> bool:
+        """Whether wgmma may read what cp.async has not written yet, see :func:`ptx.unfenced`."""
+        return unfenced(self.ptx)
 
     @functools.cached_property
     def warnings(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Floor 5. Which argument of a kernel each global load of its PTX reads, and how many bits at once."""
+"""Floor 5. What PTX tells: which argument of a kernel each global load reads, how many bits at once; fences before wgmma."""
 from __future__ import annotations
 
 import re
@@ -8,6 +8,7 @@ _DEFINITION = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?!st|ld|cp|atom|red|bra)[\w.]+\s
 _COPY = re.compile(r"cp\.async\.\w+\.shared\.global[\w.:]*\s+\[[^\]]*\], \[\s*(%rd\d+)[^\]]*\], (0x[0-9a-f]+|\d+)")
 _LOAD = re.compile(r"\bld(?:\.\w+)*\.global((?:[.:]\w+)*)\s+(?:\{[^}]*\}|%\w+), \[\s*(%rd\d+)")
 _REGISTER = re.compile(r"%rd\d+")
+_PROXY = re.compile(r"\b(cp\.async\.wait_(?:group|all)|fence\.proxy\.async|wgmma\.mma_async)\b")
 
 
 def load_widths(ptx: str) -> dict[int, list[int]]:
@@ -26,6 +27,20 @@ def load_widths(ptx: str) -> dict[int, list[int]]:
         for number in {parameters[r] for r in _reached(register, sources) if r in parameters}:
             found.setdefault(number, []).append(bits)
     return found
+
+
+def unfenced(ptx: str) -> bool:
+    """Whether a wgmma follows a wait for cp.async with no proxy fence between them, in the order of the text.
+
+    cp.async writes shared memory by another way than wgmma reads it; without the fence wgmma may see what was there before. Triton before
+    3.9 puts none.
+    """
+    waited = False
+    for step in _PROXY.findall(ptx):
+        if step.startswith("wgmma") and waited:
+            return True
+        waited = step.startswith("cp.async") or waited and not step.startswith("fence")
+    return False
 
 
 def _bits(modifiers: str) -> int:

@@ -24,7 +24,7 @@ class Expected:
     """What one kernel's code has to be; a field left out is not checked.
 
     Attributes:
-        matrix: the one matrix instruction.
+        matrix: the one matrix instruction, or what tells it of a row.
         weights: the argument whose loads take 16 bytes per thread.
         barred: machine instructions that the main loop must not hold.
         gathering: those of them that it may hold where it gathers x by the columns' order.
@@ -34,7 +34,7 @@ class Expected:
         budget: the budget of a row of the table, or None.
     """
 
-    matrix: str | None = None
+    matrix: str | Callable[[Row], str] | None = None
     weights: str | None = None
     barred: tuple[str, ...] = ()
     gathering: tuple[str, ...] = ()
@@ -75,7 +75,13 @@ def _frag_budget(row: Row) -> float | None:
 
     more = row.constants["GATED"] * budgets.of_release(budgets.MATMUL_FRAG_GATED) + row.gathers * budgets.MATMUL_FRAG_GATHERING
     table = {key: round(value + more, 2) for key, value in budgets.MATMUL_FRAG.items()}
-    return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1))
+    return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1, budgets.ARCH))
+
+
+def _frag_matrix(row: Row) -> str:
+    """wgmma where a program has whole groups of four warps on Hopper; a tile of 8 rows of x is mma.sync on Triton 3.6 all the same."""
+    groups = row.arch == 90 and row.report.num_warps % 4 == 0
+    return "HGMMA" if groups and (row.constants["BLOCK_M"] > 8 or RELEASE >= (3, 9)) else "HMMA"
 
 
 def _ksplit_budget(row: Row) -> float | None:
@@ -96,9 +102,9 @@ def _dequantize_budget(row: Row) -> float | None:
 
 UNLISTED = Expected()
 EXPECTED: dict[str, Expected] = {
-    # mma.sync, which needs no proxy fence between cp.async and wgmma; everything in the loop is copied ahead
+    # everything in the loop is copied ahead
     "matmul_frag": Expected(
-        matrix="HMMA", weights="w_ptr", barred=(*DETOURS, "LDG"), gathering=("LDG", "STS"), programs={8: 4, 16: 4, 32: 2},
+        matrix=_frag_matrix, weights="w_ptr", barred=(*DETOURS, "LDG"), gathering=("LDG", "STS"), programs={8: 4, 16: 4, 32: 2, 64: 1},
         per="loop", budget=_frag_budget,
     ),
     # ptxas keeps a few values of the epilogue out of registers where one more program then fits a multiprocessor
@@ -128,8 +134,13 @@ def _waits(row: Row) -> str | None:
     return f"warp_group_dot_wait leaves {max(left)} in flight" if left else None
 
 
+def _fences(row: Row) -> str | None:
+    return "wgmma reads what cp.async wrote without fence.proxy.async between the wait and the product" if row.report.unfenced else None
+
+
 def _matrix(row: Row) -> str | None:
     want = row.expected.matrix
+    want = want(row) if callable(want) else want
     got = [kind for kind in row.matrix if kind.split(".")[0] != want]
     return f"{', '.join(got) or 'none'} instead of {want}" if want and (got or not row.matrix) else None
 
@@ -162,7 +173,7 @@ def _listed(row: Row) -> str | None:
     return "the kernel has no line in tritonq/codegen/rules.py" if row.expected is UNLISTED else None
 
 
-GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "listed": _listed}
+GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "proxy fence": _fences, "listed": _listed}
 MACHINE_CODE = {
     "matrix instruction": _matrix, "weight loads": _weight_loads, "main loop": _barred, "budget": _budget, "occupancy": _programs,
 }  # fmt: skip

@@ -28,7 +28,8 @@ class Prediction:
 
     Attributes:
         us: microseconds in a CUDA graph with cold caches.
-        limit: the resource that takes longest: "memory", "l2", "issue", a pipe ("alu", "fma", "xu", "lsu"), "tensor" or "latency".
+        limit: what takes longest: "memory", "l2", "issue", a pipe ("alu", "fma", "xu", "lsu"), "tensor", "latency", or "turns": a program
+            that unpacks weights, then waits for wgmma, then unpacks the next.
         parts: microseconds that each resource would take alone, and the fixed "launch" and "reduction".
         machine: the one it was made for.
         resident: programs that a multiprocessor holds at a time.
@@ -64,7 +65,8 @@ def predict(row: Row, machine: Machine) -> Prediction:
         what = f"{row.registers} registers x {32 * row.report.num_warps} threads, {row.shared} bytes of shared memory"
         raise UnsupportedError(f"{row.kernel} {row.tile} does not fit a multiprocessor of {machine}: {what}")
     sync = bool(row.matrix) and all(kind.startswith(("HMMA", "IMMA", "QMMA")) for kind in row.matrix)
-    return combine(work(row), machine, resident=resident, warps=row.report.num_warps, mma_sync=sync)
+    turns = any(kind.startswith("HGMMA") for kind in row.matrix)
+    return combine(work(row), machine, resident=resident, warps=row.report.num_warps, mma_sync=sync, turns=turns)
 
 
 def programs_resident(row: Row) -> int:
@@ -78,8 +80,11 @@ def programs_resident(row: Row) -> int:
     return found
 
 
-def combine(todo: Work, machine: Machine, *, resident: int, warps: int, mma_sync: bool = False) -> Prediction:
-    """The model itself. Programs run in rounds that fill the machine; a round takes as long as the resource it keeps busy longest."""
+def combine(todo: Work, machine: Machine, *, resident: int, warps: int, mma_sync: bool = False, turns: bool = False) -> Prediction:
+    """The model itself. Programs run in rounds that fill the machine; a round takes as long as the resource it keeps busy longest.
+
+    ``turns``: a program does nothing else while its products run, so that only another program on the multiprocessor hides them.
+    """
     slots = resident * machine.multiprocessors
     whole, rest = divmod(todo.programs, slots)
     flops = machine.flops * (machine.mma_sync if mma_sync else 1.0)
@@ -88,7 +93,7 @@ def combine(todo: Work, machine: Machine, *, resident: int, warps: int, mma_sync
     for programs, times in ((slots, whole), (rest, 1)):
         if not programs or not times:
             continue
-        took = _round(todo, machine, programs, warps, flops)
+        took = _round(todo, machine, programs, warps, flops, turns)
         seconds += times * max(took.values())
         for name, value in took.items():
             parts[name] = parts.get(name, 0.0) + times * value
@@ -98,7 +103,7 @@ def combine(todo: Work, machine: Machine, *, resident: int, warps: int, mma_sync
                       machine=machine.name, resident=resident, rounds=todo.programs / slots)  # fmt: skip
 
 
-def _round(todo: Work, machine: Machine, programs: int, warps: int, flops: float) -> dict[str, float]:
+def _round(todo: Work, machine: Machine, programs: int, warps: int, flops: float, turns: bool) -> dict[str, float]:
     """Seconds that each resource is busy while ``programs`` run side by side."""
     crowd = -(-programs // machine.multiprocessors)  # on the fullest multiprocessor
     share = programs / todo.programs
@@ -117,4 +122,6 @@ def _round(todo: Work, machine: Machine, programs: int, warps: int, flops: float
         took |= {pipe: crowd * cycles * cycle for pipe, cycles in todo.pipes.items()}
     if todo.flops:
         took["tensor"] = todo.flops * share / (flops * even)
+    if turns:
+        took["turns"] = alone * todo.passes + todo.flops / todo.programs / (flops / machine.multiprocessors)
     return took

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from .._triton import tl, triton
+from .._triton import RELEASE, tl, triton
 from ..formats import Format
 from ..layouts import frag, frag_codes
 from ..layouts.byte_planes import byte_planes
@@ -18,15 +18,18 @@ from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES
 
+# From this Triton on the compiler itself puts a proxy fence between cp.async and wgmma.
+FENCED = (3, 9)
 GATED_ROWS = 32  # of the gate, and as many of up, in a program with a gated activation
 
 
-def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
+def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: int | None, *, gated: bool = False) -> dict[str, int]:
     """Tile, warps, stages and split for a product ``[m, k] x [n, k]`` on a device with that many multiprocessors.
 
-    Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor, and no dependence on the
-    proxy fence that Triton 3.6 leaves out between cp.async and wgmma.
+    Up to 32 rows two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor.
     """
+    if arch == 90 and m > 32:
+        return _wgmma_config(m, n, k, scheme, multiprocessors, gated)
     wide = frag.wide(scheme, (n, k))
     spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
@@ -43,6 +46,24 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict
     # Unasked, ptxas stops at 96 registers here and spills; 160 cost no program of a multiprocessor where shared memory admits six of them.
     crowded = few_registers or 0 < group_constant(scheme, k) <= 32
     return {**chosen, "maxnreg": 160} if block_m == 16 and crowded else chosen
+
+
+def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int]:
+    """More than 32 rows on Hopper: W, still in registers, multiplies 64 rows of x at a time.
+
+    A weight is unpacked once per 64 rows instead of 32, x crosses from L2 once per 128 rows of W instead of 64. Two programs of 8 warps
+    per multiprocessor unpack and multiply in turns, which takes at most 128 registers: groups of 32 columns need more, and 4 warps.
+    """
+    wide, group = frag.wide(scheme, (n, k)), group_constant(scheme, k)
+    small = gated or 0 < group <= 32
+    block_n, block_k = 64 if small else 128, max(128, frag_codes.k_multiple(scheme.format))
+    steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, 64)
+    split = 1
+    while split < 8 and tiles * split * 2 <= multiprocessors * (2 if small else 1) and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
+        split *= 2
+    chosen = {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 4 if small else 8}
+    crowded = not small and split == 1 and block_k == 128 and (scheme.float_zero or scheme.format.bits == 2)
+    return {**chosen, "maxnreg": 128} if crowded else chosen
 
 
 def gathers(m: int, scheme: Scheme) -> bool:
@@ -87,8 +108,11 @@ def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -> dict:
 
 
 def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None, activation: str | None,
-         config: dict[str, int], shape: tuple[int, ...]) -> BoundMatmul:  # fmt: skip
-    """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result."""
+         config: dict[str, int], shape: tuple[int, ...], *, arch: int | None = None) -> BoundMatmul:  # fmt: skip
+    """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result.
+
+    arch: None where it is not known, as on the CPU; proxy fences exist from sm_90 on.
+    """
     m, n, k = x.shape[0], *q.shape
     steps = frag.wide(q.scheme, q.shape) // config["BLOCK_K"]
     tiles_m, table = triton.cdiv(m, config["BLOCK_M"]), table_words(q.scheme.format, x.dtype, x.device)
@@ -102,6 +126,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
             "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
             "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
+            "FENCE": config["num_warps"] % 4 == 0 and RELEASE < FENCED and (arch is None or arch >= 90),
             **_constants(q, x.dtype, config), **config,
         },
     )  # fmt: skip

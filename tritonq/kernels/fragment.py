@@ -28,7 +28,7 @@ def quad(registers, ASM: tl.constexpr, U: tl.constexpr, CONSTRAINTS: tl.constexp
 
 @jit
 def unpack(first, second, A: tl.constexpr, B: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, DTYPE: tl.constexpr):
-    """Words ``[A, B * 512]`` with the other inputs of their asm to weights ``[A * 64, columns]``.
+    """Words ``[B, A * 512]`` with the other inputs of their asm to weights ``[A * 64, columns]``.
 
     ``first`` serves the first half of the columns of each word, ``second`` the others.
     """
@@ -40,22 +40,22 @@ def unpack(first, second, A: tl.constexpr, B: tl.constexpr, ASM: tl.constexpr, C
     else:
         even = tl.join(quad(first, ASM, 0, CONSTRAINTS), quad(second, ASM, 2, CONSTRAINTS))
         j = tl.join(even, tl.join(quad(first, ASM, 1, CONSTRAINTS), quad(second, ASM, 3, CONSTRAINTS)))
-    j = j.reshape(A, B, 4, 8, 4, 4, 2, 2, U)  # a b warp g t w h e u
-    return pin(j.trans(0, 2, 6, 3, 1, 5, 8, 4, 7).reshape(A * 64, B * 32 * U)).to(DTYPE, bitcast=True)
+    j = j.reshape(B, A, 4, 8, 4, 4, 2, 2, U)  # b a warp g t w h e u
+    return pin(j.trans(1, 2, 6, 3, 0, 5, 8, 4, 7).reshape(A * 64, B * 32 * U)).to(DTYPE, bitcast=True)
 
 
 @jit
 def spread(values, A: tl.constexpr, B: tl.constexpr, PARTS: tl.constexpr):
-    """``[A * 32, PARTS]``, one value per pair of rows and part of the columns, to ``[A, B * 512]``, every word of those."""
+    """``[A * 32, PARTS]``, one value per pair of rows and part of the columns, to ``[B, A * 512]``, every word of those."""
     v = tl.broadcast_to(values.reshape(A, 4, 8, PARTS, 1), (A, 4, 8, PARTS, 4 * B // PARTS)).reshape(A, 4, 8, B, 4, 1)
-    return tl.broadcast_to(v.trans(0, 3, 1, 2, 5, 4), (A, B, 4, 8, 4, 4)).reshape(A, B * 512)
+    return tl.broadcast_to(v.trans(3, 0, 1, 2, 5, 4), (B, A, 4, 8, 4, 4)).reshape(B, A * 512)
 
 
 @jit
 def upper_plane(words, A: tl.constexpr, B: tl.constexpr):
-    """The third bits of 3-bit codes, ``[A, B * 256]`` words, to ``[A, B * 512]``: beside each word of two bits, its third bits."""
-    both = tl.join(words, words >> 8).reshape(A, B // 2, 4, 8, 4, 2, 2, 2)  # a, b in two parts: 2, 7; warp g t; w in two: 6, 7
-    return both.trans(0, 1, 5, 2, 3, 4, 6, 7).reshape(A, B * 512)
+    """The third bits of 3-bit codes, ``[B / 2, A * 512]`` words, to ``[B, A * 512]``: beside each word of two bits, its third bits."""
+    both = tl.join(words, words >> 8).reshape(B // 2, A, 4, 8, 4, 2, 2, 2)  # b in two parts: 0, 5; a warp g t; w in two: 6, 7
+    return both.trans(0, 5, 1, 2, 3, 4, 6, 7).reshape(B, A * 512)
 
 
 @jit

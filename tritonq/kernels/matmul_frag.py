@@ -25,6 +25,12 @@ def load_x(at, k, K, EVEN_K: tl.constexpr):
 
 
 @jit
+def proxy_fence(step):
+    """What cp.async wrote, and the wait for it in this iteration made visible to this thread, wgmma sees from here on."""
+    tl.inline_asm_elementwise("fence.proxy.async.shared::cta; mov.b32 $0, $1;", "=r,r", args=[step], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@jit
 def in_order(order_ptr, k, K, EVEN_K: tl.constexpr):
     """int64 ``[DOT, 1]``: the column of x that packed column k multiplies."""
     if EVEN_K:
@@ -99,18 +105,18 @@ def zero_points(at, column, row, A: tl.constexpr, B: tl.constexpr, COLUMNS: tl.c
 
 
 @jit
-def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, WORDS: tl.constexpr, GATED: tl.constexpr):
-    """``[A, WORDS]``: where a step's words lie. GATED: those of half a tile of the gate and half a tile of up, as though of one tile."""
-    i = tl.arange(0, WORDS)
+def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, B: tl.constexpr, GATED: tl.constexpr):
+    """``[B, A * 512]``: where a step's words lie. GATED: those of half a tile of the gate and half a tile of up, as though of one tile."""
+    i = tl.arange(0, A * 512)
     if GATED:
         gate = (tile_n // 2).to(tl.int64) * w_row + tile_n % 2 * 256
         part = tile_n + N // 64  # of 32 rows
         up = (part // 2).to(tl.int64) * w_row + part % 2 * 256
-        at = (gate + (i // 256 % 2) * (up - gate - 256) + i)[None, :]
+        at = gate + i // 256 * (up - gate - 256) + i
     else:
-        tiles = tl.minimum(tile_n * A + tl.arange(0, A), blocks - 1)  # beyond the end, the last one again: never stored
-        at = tiles.to(tl.int64)[:, None] * w_row + i[None, :]
-    return at
+        tiles = tl.minimum(tile_n * A + i // 512, blocks - 1)  # beyond the end, the last one again: never stored
+        at = tiles.to(tl.int64) * w_row + i % 512
+    return at[None, :] + tl.arange(0, B)[:, None] * 512
 
 
 @jit(repr=_name)
@@ -120,10 +126,12 @@ def matmul_frag(
     residual_row, residual_col, bias_step, partial_size,
     NAME: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, ZERO_ASM: tl.constexpr, FACTOR: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
+
+    FENCE: Triton does not itself make asynchronous copies of x visible to wgmma.
 
     factor_ptr: a float32 for the whole matrix. marks: the row of the scales that is NaN for rows of W that hold a NaN, else 0; or None.
     BITS of a code; 3 lie in a plane of 2 and a plane of 1. ASM, CONSTRAINTS, FACTOR: fragment_asm.Unpacker. ZERO_ASM: for integer zero
@@ -150,9 +158,9 @@ def matmul_frag(
         rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_at = w_ptr + first_step * (BLOCK_K * PLANE * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 512, GATED)
+    w_at = w_ptr + first_step * (BLOCK_K * PLANE * 2) + tile_words(tile_n, N, blocks, w_row, A, B, GATED)
     if BITS == 3:
-        upper_at = w_ptr + steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tile_words(tile_n, N, blocks, w_row, A, B * 256, GATED)
+        upper_at = w_ptr + steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tile_words(tile_n, N, blocks, w_row, A, B // 2, GATED)
     x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row
     if order_ptr is None:
         x_at += (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
@@ -183,6 +191,8 @@ def matmul_frag(
             first = first + table
             second = first
         w = unpack(first, second, A, B, ASM, CONSTRAINTS, DTYPE)
+        if FENCE:
+            proxy_fence(step)
         acc = add_columns(acc, w, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
                           A, BLOCK_K, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
         w_at += BLOCK_K * PLANE * 2

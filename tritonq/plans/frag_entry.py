@@ -11,7 +11,7 @@ from ..layouts import LAYOUTS, frag, frag_codes
 from ..layouts.byte_planes import byte_planes
 from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
-from .matmul_rules import fence_ok, splits_ok
+from .matmul_rules import splits_ok
 from .registry import KernelEntry
 from .space import Config, among, around
 from .space import space as configs
@@ -46,16 +46,17 @@ def can_implement(desc: MatmulDesc) -> Status:
 
 
 def config(desc: MatmulDesc) -> Config:
-    return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target))
+    return kernels.config(desc.m, desc.n, desc.k, desc.scheme, multiprocessors(desc.target), desc.target.arch,
+                          gated=desc.activation in GATED)
 
 
-_FIELDS = {"BLOCK_M": (8, 16, 32, 64), "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "SPLIT_K": (1, 2, 4, 8, 16), "STAGES": range(1, 8),
-           "num_warps": (2, 4)}  # fmt: skip
+_FIELDS = {"BLOCK_M": (8, 16, 32, 64, 128), "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "SPLIT_K": (1, 2, 4, 8, 16), "STAGES": range(1, 8),
+           "num_warps": (2, 4, 8)}  # fmt: skip
 _OPTIONAL = {"maxnreg": (96, 128, 160, 192, 224)}
 
 
 def config_ok(desc: MatmulDesc, config: Config) -> Status:
-    """Tiles of whole steps of the layout, splits that each have one, and no wgmma on what a Triton before 3.9 copies asynchronously."""
+    """Tiles of whole steps of the layout, splits that each have one."""
     if not (status := among(config, _FIELDS, _OPTIONAL)):
         return status
     step, wide = frag_codes.k_multiple(desc.scheme.format), frag.wide(desc.scheme, (desc.n, desc.k))
@@ -63,16 +64,17 @@ def config_ok(desc: MatmulDesc, config: Config) -> Status:
         return Status(f"BLOCK_K={config['BLOCK_K']} must be a multiple of {step} that divides the {wide} columns of the layout")
     if desc.activation in GATED and config["BLOCK_N"] != 2 * kernels.GATED_ROWS:
         return Status(f"BLOCK_N must be {2 * kernels.GATED_ROWS} with {desc.activation}, got {config['BLOCK_N']}")
-    return splits_ok(desc, config, wide // config["BLOCK_K"]) and fence_ok(desc.target, config)
+    return splits_ok(desc, config, wide // config["BLOCK_K"])
 
 
 def space(desc: MatmulDesc) -> list[Config]:
     first = config(desc)
-    rows = [size for size in _FIELDS["BLOCK_M"] if size <= max(8, 2 * desc.m)][-2:]
-    return configs(first, {
-        "BLOCK_M": rows, "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "num_warps": (2, 4), "STAGES": (1, 3, 4),
-        "SPLIT_K": around(first["SPLIT_K"]),
-    }, lambda config: config_ok(desc, config))  # fmt: skip
+    if first["num_warps"] > 2:  # wgmma, and mma.sync with its own tiles beside it
+        tried = {"BLOCK_M": (32, 64, 128), "BLOCK_N": (64, 128), "BLOCK_K": (first["BLOCK_K"],), "num_warps": (2, 4, 8), "STAGES": (3, 4)}
+    else:
+        rows = [size for size in (8, 16, 32, 64) if size <= max(8, 2 * desc.m)][-2:]
+        tried = {"BLOCK_M": rows, "BLOCK_N": (64, 128), "BLOCK_K": (128, 256), "num_warps": (2, 4), "STAGES": (1, 3, 4)}
+    return configs(first, {**tried, "SPLIT_K": around(first["SPLIT_K"])}, lambda config: config_ok(desc, config))
 
 
 def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
@@ -94,7 +96,7 @@ def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
 
 
 def bind(desc: MatmulDesc, config: Config, x, q, bias, residual, shape) -> BoundMatmul:
-    return kernels.bind(x, q, bias, residual, desc.activation, config, shape)
+    return kernels.bind(x, q, bias, residual, desc.activation, config, shape, arch=desc.target.arch)
 
 
 MATMUL_FRAG = KernelEntry(

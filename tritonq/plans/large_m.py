@@ -22,10 +22,10 @@ _SHORT = (torch.float16, torch.bfloat16)
 def crossover(desc: MatmulDesc | MatmulBackwardDesc) -> int:
     """From how many rows on to decode the weight once and multiply with the vendor's library.
 
-    A model, not a measurement; entries of ``autotune_configs``, measured per shape, are to replace it. On an H200 the fused kernel
-    spends instructions on every weight for every tile of x, decoding first moves 2.5 bytes per weight through memory once: even between
-    M = 430 and 540. Small matrices add the cost of two more launches. The portable kernels decode a weight for every 32 rows, so they
-    lose when they decode anything twice; and at once, where they would have to turn the layout back first.
+    A model, not a measurement; entries of ``autotune_configs``, measured per shape, are to replace it. On an H200 the fused kernel unpacks
+    every weight for every tile of x and reads x from L2 once per 128 rows of W, decoding first moves 2.5 bytes per weight through memory
+    once: even between M = 430 and 480. Small matrices add the cost of two more launches. The portable kernels decode a weight for every 32
+    rows, so they lose when they decode anything twice; and at once, where they would have to turn the layout back first.
     """
     if desc.layout == "row" or isinstance(desc, MatmulBackwardDesc):
         return 33
