@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .._triton import RELEASE
 from . import budgets
 
 if TYPE_CHECKING:
