@@ -20,8 +20,8 @@ install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 .PHONY: help test test-oldest test-vllm check lint lint-kernels demo docs bench-cpu clean
 
 help:
-	@echo "make test         set up $(VENV) and run every test that this machine can run"
-	@echo "make test-oldest  the kernel tests again on the oldest supported Triton (3.6.0)"
+	@echo "make test         set up $(VENV) and run every test that this machine can run, a sample on the oldest supported Triton (3.6.0) too"
+	@echo "make test-oldest  all kernel tests again on the oldest supported Triton"
 	@echo "make test-vllm    the tests with vLLM itself, its CPU build, in $(VLLM) (Python 3.11, 2.6 GB)"
 	@echo "make check        ruff and the quick tests"
 	@echo "make lint         ruff alone"
@@ -54,7 +54,7 @@ $(VLLM)/.done: tests/integrations/vllm_requirements.txt pyproject.toml
 	$(VLLM)/bin/python -m pip install -q $(PIP_FLAGS) --no-deps -e .
 	@touch $@
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(OLDEST)/.done
 	$(PY) tests/run.py --jobs $(JOBS)
 
 test-oldest: $(OLDEST)/.done

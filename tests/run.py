@@ -5,8 +5,9 @@
     python tests/run.py --only kernels -k nf4
     python tests/run.py --jobs 1 -- -x       what follows -- goes to pytest
 
-Triton decides at import whether functions are compiled or interpreted, so these cannot share a process. The exit status is 0 only where
-every process passed and every chosen group had tests to run.
+Triton decides at import whether functions are compiled or interpreted, so these cannot share a process. The group ``oldest`` runs a
+sample of tests/compiled on the oldest supported Triton, which `make test` puts into .triton36; elsewhere it is left out, with a word.
+The exit status is 0 only where every process passed and every chosen group had tests to run.
 """
 from __future__ import annotations
 
@@ -27,7 +28,28 @@ GROUPS = {
     "kernels": ("tests/kernels",),
     "compiled": ("tests/compiled",),
     "launch": ("tests/launch",),
+    # Each kernel at least once, and what Triton 3.6 is known to have got wrong; `make test-oldest` runs all there.
+    "oldest": (
+        "tests/compiled/test_quantize_layouts.py",  # quantize_frag, quantize_ksplit
+        "tests/compiled/test_dequantize.py",  # dequantize_rows, dequantize_tiles
+        "tests/compiled/test_every_scheme.py::test_sm_90[int4-bfloat16]",  # quantize_rows
+        "tests/compiled/test_every_scheme.py::test_sm_90[uint4-float32]",
+        "tests/compiled/test_every_scheme.py::test_sm_90[nvfp4-float16]",  # range_partials
+        "tests/compiled/test_every_scheme.py::test_sm_90_every_format_and_granularity[fp4_bnb.column-float32]",  # quantize_area
+        "tests/compiled/test_every_scheme.py::test_sm_90_every_format_and_granularity[fp4_bnb.b3x5-bfloat16]",
+        "tests/compiled/test_matmul.py::test_shapes_that_fill_no_tile[17-33-65-bfloat16-80]",  # matmul_tiles
+        "tests/compiled/test_matmul_frag.py::test_bit_for_bit_where_every_sum_is_exact[int4.g32-late-90]",  # matmul_frag
+        "tests/compiled/test_matmul_frag.py::test_every_format_and_group[nf4.channel-bfloat16]",
+        "tests/compiled/test_matmul_frag.py::test_every_code_decodes_exactly[fp8_e4m3-torch.bfloat16]",
+        "tests/compiled/test_matmul_ksplit.py::test_bit_for_bit_where_every_sum_is_exact[int4-late]",  # matmul_ksplit
+        "tests/compiled/test_matmul_ksplit.py::test_every_kind_of_scheme[mxfp4-torch.bfloat16-90]",
+        "tests/compiled/test_large_m.py::test_chunked_products_keep_their_guarantee[nf4.dq-dtype2-frag]",  # dequantize_range, forward, backward
+        "tests/compiled/test_large_m.py::test_matmul_dx[80-frag-nf4-dtype3-2]",  # matmul_dx
+        "tests/compiled/test_lint.py::test_instruction_budget[int4.g128]",  # a layout of threads that 3.6 would choose otherwise
+        "tests/compiled/test_lint.py::test_instruction_budget[nf4.g64]",
+    ),
 }
+OLDEST, OLDEST_RELEASE = ROOT / ".triton36", "3.6.0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,15 +65,20 @@ class Result:
 
 
 def paths_of(group: str) -> list[str]:
-    """The folders and files of a group that hold tests."""
+    """The folders and files of a group that hold tests, or single tests of them."""
+    if any("::" in pattern for pattern in GROUPS[group]):
+        return list(GROUPS[group])
     found = [path for pattern in GROUPS[group] for path in sorted(ROOT.glob(pattern))]
     return [str(path.relative_to(ROOT)) for path in found if path.is_file() or any(path.rglob("test_*.py"))]
 
 
-def environment(cache: str, jobs: int) -> dict[str, str]:
-    """The caller's environment without what would change which implementation runs."""
+def environment(group: str, folder: str, jobs: int) -> dict[str, str]:
+    """The caller's environment without what would change which implementation runs; with the oldest Triton for the group of that name."""
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TRITONQ_BACKEND")}
-    env.setdefault("TRITON_CACHE_DIR", cache)
+    env.setdefault("TRITON_CACHE_DIR", os.path.join(folder, "triton-cache"))
+    if group == "oldest":
+        env |= {"TRITON_CACHE_DIR": os.path.join(folder, "oldest-cache"),
+                "PYTHONPATH": os.pathsep.join(filter(None, (str(OLDEST), env.get("PYTHONPATH"))))}  # fmt: skip
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # the workers share the cores
     return env
 
@@ -68,6 +95,10 @@ def _counts(report: pathlib.Path) -> tuple[int, int, int]:
 def run_group(group: str, jobs: int, extra: list[str], env: dict[str, str], folder: str, *, may_be_empty: bool) -> Result:
     """Run one group in its own pytest."""
     print(f"\n== {group} ==", flush=True)
+    if group == "oldest":
+        script = f"import triton; assert triton.__version__ == {OLDEST_RELEASE!r}, triton.__version__"
+        if status := subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env).returncode:
+            return Result(group=group, status=status, passed=0, failed=0, skipped=0, seconds=0.0)
     report = pathlib.Path(folder, f"{group}.xml")
     command = [sys.executable, "-m", "pytest", f"--junitxml={report}", "--durations=5", *paths_of(group), *extra]
     if jobs > 1:
@@ -78,6 +109,11 @@ def run_group(group: str, jobs: int, extra: list[str], env: dict[str, str], fold
         status = 0
     passed, failed, skipped = _counts(report)
     return Result(group=group, status=status, passed=passed, failed=failed, skipped=skipped, seconds=time.perf_counter() - started)
+
+
+def default_groups(quick: bool) -> list[str]:
+    """All that this machine can run; ``oldest`` is no part of a quick run."""
+    return [group for group in GROUPS if group != "oldest" or ((OLDEST / "triton").is_dir() and not quick)]
 
 
 def _table(results: list[Result]) -> str:
@@ -93,7 +129,7 @@ def _table(results: list[Result]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen groups; returns the exit status."""
     parser = argparse.ArgumentParser(description="run tritonq's tests, one process per way of running kernels")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to run")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, help="groups to run")
     parser.add_argument("--jobs", type=int, default=2, help="pytest-xdist workers per group (default 2)")
     parser.add_argument("--quick", action="store_true", help="skip tests marked slow, stop at the first failure")
     parser.add_argument("-k", dest="keyword", help="pytest's -k")
@@ -105,14 +141,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keyword:
         extra += ["-k", options.keyword]
     with tempfile.TemporaryDirectory(prefix="tritonq-tests-") as folder:
-        env = environment(os.path.join(folder, "triton-cache"), options.jobs)
         results = []
-        for group in GROUPS:
-            if group in options.only:
-                results.append(run_group(group, options.jobs, extra, env, folder, may_be_empty=bool(extra)))
-                if options.quick and results[-1].status:
-                    break
+        groups = options.only or default_groups(options.quick)
+        for group in groups:
+            env = environment(group, folder, options.jobs)
+            results.append(run_group(group, options.jobs, extra, env, folder, may_be_empty=bool(extra)))
+            if options.quick and results[-1].status:
+                break
     print("\n" + _table(results))
+    if "oldest" not in groups and not (options.only or options.quick):
+        print(f"oldest: left out, there is no Triton {OLDEST_RELEASE} in {OLDEST.name}; `make test` installs it")
     return 1 if any(r.status for r in results) else 0
 
 

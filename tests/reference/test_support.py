@@ -1,10 +1,12 @@
 """The parts of the test support that need no kernel."""
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
 
+from tests import run
 from tests.support import exact, process
 from tests.support.poison import check_fence, fenced, poisoned_empty
 from tests.support.ptx import numbers
@@ -126,3 +128,11 @@ def test_a_process_runs_kernels_one_way(monkeypatch) -> None:
     monkeypatch.setitem(process.sys.modules, "triton", object())
     with pytest.raises(pytest.UsageError, match="triton was already imported without TRITON_INTERPRET=1"):
         process.require_interpreted("tests/kernels")
+
+
+def test_the_sample_on_the_oldest_triton_is_left_out_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "OLDEST", tmp_path)
+    assert "oldest" not in run.default_groups(quick=False)
+    (tmp_path / "triton").mkdir()
+    assert run.default_groups(quick=False)[-1] == "oldest" and "oldest" not in run.default_groups(quick=True)
+    assert run.environment("oldest", "", 1)["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path)
