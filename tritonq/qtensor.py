@@ -250,9 +250,9 @@ class QTensor:
             >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
             True
         """
-        alive = _alive.get((form, *map(id, tensors)))
-        if alive is not None:
-            return alive
+        alive = _alive.data.get((form, *map(id, tensors)))  # .get of the WeakValueDictionary itself takes four times as long
+        if alive is not None and (found := alive()) is not None:
+            return found
         scheme, shape, dtype, layout, act_order = parse_form(form)
         names = list(expected_flat(scheme, shape, dtype, layout)) + ["column_order"] * act_order
         if len(tensors) != len(names):

@@ -18,7 +18,7 @@ def product(layout: str = "frag", m: int = 3, **kind):
     """A weight, x, and the launcher of their product."""
     q, x = weight(layout=layout, **kind), torch.zeros(m, kind.get("k", K), dtype=HALF)
     tritonq.matmul(x, q)
-    return q, x, q._products[None][1].kernel.launcher
+    return q, x, q._products[None][-1].kernel.launcher
 
 
 def test_hooks_see_every_launch(stub) -> None:
@@ -154,22 +154,24 @@ def test_prepare_an_unaligned_x(stub) -> None:
 def test_a_module_is_never_unloaded_under_a_launcher(stub) -> None:
     q, x, launcher = product(scheme="int4.g256")
     first = launches(stub, lambda: tritonq.matmul(x, q))[-1]
-    old = launcher._state[0]
-    launcher.kernel.device_caches.clear()
+    old, caches = launcher._go, launcher.kernel.device_caches
+    dropped = caches[0]
+    dropped[0].clear()
+    caches.clear()
     gc.collect()
     tritonq.matmul(x, q)  # Triton's cache is gone: through kernel[grid]
     second = launches(stub, lambda: tritonq.matmul(x, q))[-1]
     assert first["function"] != second["function"]
     gc.collect()
-    before = stub.launches
-    old(0, tuple(None if kind is None else x.data_ptr() for kind in launcher.dtypes))  # the driver is fake: any address will do
+    before, caches[0] = stub.launches, dropped
+    assert old(0, tuple(None if kind is None else x.data_ptr() for kind in launcher.dtypes))  # the driver is fake: any address will do
     assert stub.launches == before + 1, "as a graph that was captured before would"
 
 
 def test_an_unknown_triton_goes_through_the_jit(stub, monkeypatch) -> None:
     monkeypatch.setattr(module, "_KNOWN", False)
     q, x, launcher = product()
-    assert launcher._state is False and launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
+    assert launcher._go is False and launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
 
 
 def test_a_cpu_is_never_launched_by_address(stub, monkeypatch) -> None:
@@ -177,5 +179,5 @@ def test_a_cpu_is_never_launched_by_address(stub, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(module, "device_index", lambda tensor: tensor.get_device() if tensor.is_cuda else None)
     q, x, launcher = product()
-    assert launcher.device is None and launcher._state is None
+    assert launcher.device is None and launcher._go is None
     assert tritonq.matmul(x, q).shape == (3, N)

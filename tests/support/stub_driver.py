@@ -42,7 +42,8 @@ class Stub:
     unloads = property(lambda self: self._library.stub_count(2))
 
     def capture(self, on: bool) -> None:
-        """While on, a stream is being captured and loading a module fails, as in torch.cuda.graph."""
+        """While on, device 0's stream, a side stream as in torch.cuda.graph, is being captured, and loading a module fails."""
+        self.set_stream(0, 0x6000 if on else 0)
         self._library.stub_capture(int(on))
 
     def watch(self, signature: dict[str, str]) -> None:

@@ -60,9 +60,10 @@ class BoundMatmul:
                 return self.run(x, q, bias, residual, workspace)
         out, split, split_at = self._empty(self.shape, self.strides, self.dtype), self._unsplit, self._unsplit
         if self.sums:
-            sums, counters = scratch(self.device, index, 0 if workspace is not None else self.sums, self.launcher.grid[0])
-            split = (sums if workspace is None else workspace), counters
-            split_at = split[0].data_ptr(), counters.data_ptr()
+            own = scratch(self.device, index, 0 if workspace is not None else self.sums, launcher.grid[0])
+            split, split_at = own.tensors, own.addresses
+            if workspace is not None:
+                split, split_at = (workspace, split[1]), (workspace.data_ptr(), split_at[1])
         bits = x_at = x.data_ptr()
         bias_at = residual_at = None
         if bias is not None:

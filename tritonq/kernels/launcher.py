@@ -60,13 +60,13 @@ class Launcher:
     safe.
     """
 
-    __slots__ = ("kernel", "grid", "device", "dtypes", "constants", "_state", "_lock", "_kept")
+    __slots__ = ("kernel", "grid", "device", "dtypes", "constants", "_go", "_lock", "_kept")
 
     def __init__(self, kernel, grid: tuple[int, int], like: tuple[torch.Tensor | torch.dtype | None, ...], constants: dict):
         self.kernel, self.grid, self.device, self.constants = kernel, (*grid, 1), device_index(like[0]), constants
         self.dtypes = tuple(value.dtype if isinstance(value, torch.Tensor) else value for value in like)
         # Since Triton 3.8 a CompiledKernel that dies unloads its module, also under a CUDA graph that was captured: keep every one.
-        self._state, self._lock, self._kept = None, threading.Lock(), []
+        self._go, self._lock, self._kept = None, threading.Lock(), []
 
     def launch(self, bits: int, addresses: tuple[int | None, ...]) -> bool:
         """Launch on the current stream; ``device`` is the current one. ``bits``: all addresses or-ed.
@@ -74,28 +74,22 @@ class Launcher:
         False where nothing was launched, and ``kernel[grid]`` has to do it: unaligned addresses, hooks, debugging, scratch memory, a
         driver or a version of Triton that is not known, the interpreter.
         """
-        state = self._state or self.prepare()
-        if not state:
+        go = self._go or self.prepare()
+        if not go:
             return False
-        go, hooks, caches, entry = state
-        if (bits & ALIGNED or _ENTER_CALLS or _EXIT_CALLS or _RUNTIME.launch_enter_hook is not _ENTER
-                or _RUNTIME.launch_exit_hook is not _EXIT or _RUNTIME.debug or hooks):  # fmt: skip
-            return False
-        device = self.device
-        if caches.get(device) is not entry:  # Triton's cache was dropped, with what is loaded here: build again, next time
-            self._state = None
-            return False
-        go(_raw_stream(device), addresses)
-        return True
+        launched = go(bits, addresses)
+        if launched is None:  # Triton's cache was dropped, with what is loaded here: build again, next time
+            self._go = None
+        return bool(launched)
 
     def prepare(self, *tensors: torch.Tensor | torch.dtype | None):
         """Compile and load, launching nothing; for tensors that are not aligned too, where given. Again, it does nothing."""
         with self._lock:
-            if self._state is None:
-                self._state = self._build()
-        if self._state and any(isinstance(tensor, torch.Tensor) and tensor.data_ptr() & ALIGNED for tensor in tensors):
+            if self._go is None:
+                self._go = self._build()
+        if self._go and any(isinstance(tensor, torch.Tensor) and tensor.data_ptr() & ALIGNED for tensor in tensors):
             self._compile(tensors)
-        return self._state
+        return self._go
 
     def _compile(self, tensors):
         """Triton's compiled kernel, loaded; None where Triton gives none. To Triton, a dtype is an aligned tensor."""
@@ -113,7 +107,7 @@ class Launcher:
             return compiled
 
     def _build(self):
-        """What a launch needs, or False where ``kernel[grid]`` has to do it."""
+        """What :meth:`launch` calls, or False where ``kernel[grid]`` has to do it."""
         kernel = self.kernel
         if self.device is None or _get_device is None or not _KNOWN or not isinstance(kernel, JITFunction) or kernel.pre_run_hooks:
             return False
@@ -125,31 +119,42 @@ class Launcher:
         if not known or getattr(run, "gsan_enabled", False) or metadata.global_scratch_size or metadata.profile_scratch_size:
             return False
         self._kept.append(compiled)
-        caches = kernel.device_caches
-        return _launch_function(compiled, self), kernel.pre_run_hooks, caches, caches[self.device]
+        return _launch_function(compiled, self)
 
 
 def _launch_function(compiled, launcher: Launcher):
-    """(stream, addresses of the leading tensors) -> a launch. Where a tensor is absent, the address is compiled away and never read."""
-    run, gx, gy, gz = compiled.run, *launcher.grid
-    launch, function, cooperative, pdl, metadata = (
-        run.launch, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata,
-    )  # fmt: skip
-    first, names = len(launcher.dtypes), launcher.kernel.arg_names
-    if not hasattr(run, "kernel_signature"):  # Triton 3.6: a C function per signature, which takes every argument
-        tail = tuple(launcher.constants[name] for name in names[first:])
+    """(bits, addresses) -> whether it launched, for :meth:`Launcher.launch`; None where Triton's cache was dropped.
 
-        def go(stream, addresses):
-            launch(gx, gy, gz, stream, function, cooperative, pdl, None, None, metadata, None, None, None, *addresses, *tail)
+    Where a tensor is absent, its address is compiled away and never read.
+    """
+    run, (gx, gy, gz), device, kernel = compiled.run, launcher.grid, launcher.device, launcher.kernel
+    function, cooperative, pdl, metadata = compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata
+    first, names, hooks, caches = len(launcher.dtypes), kernel.arg_names, kernel.pre_run_hooks, kernel.device_caches
+    entry, stream, (launch, passed, known) = caches[device], _raw_stream, _c_launcher(compiled, names, first)
+    tail = tuple(launcher.constants[names[i]] for i in passed)
 
-        return go
-    # Triton 3.7 to 3.9: one C function, told by annotations which arguments to skip; the constant ones need not be passed to be skipped.
-    passed = [i for i, name in enumerate(names) if i < first or compiled.src.signature[name] != "constexpr"]
-    annotations, signature = [run.arg_annotations[i] for i in passed], run.kernel_signature
-    tail = tuple(launcher.constants[names[i]] for i in passed[first:])
-
-    def go(stream, addresses):
-        launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature,
-               (*addresses, *tail))  # fmt: skip
+    def go(bits: int, addresses: tuple) -> bool | None:
+        if (bits & ALIGNED or _ENTER_CALLS or _EXIT_CALLS or _RUNTIME.launch_enter_hook is not _ENTER
+                or _RUNTIME.launch_exit_hook is not _EXIT or _RUNTIME.debug or hooks):  # fmt: skip
+            return False
+        if caches.get(device) is not entry:
+            return None
+        launch(gx, gy, gz, stream(device), function, cooperative, pdl, metadata, None, None, None, None, None, *known, (*addresses, *tail))
+        return True
 
     return go
+
+
+def _c_launcher(compiled, names: list[str], first: int) -> tuple:
+    """Triton's C launcher in the form of 3.7 and later, which of the arguments from ``first`` on it takes, what tells it their types."""
+    run = compiled.run
+    if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
+
+        def launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, *none_and_arguments):
+            *none, arguments = none_and_arguments
+            run.launch(gx, gy, gz, stream, function, cooperative, pdl, *none[:2], metadata, *none[2:], *arguments)
+
+        return launch, range(first, len(names)), ()
+    # One function for all, told by annotations which arguments to skip; the constant ones need not be passed to be skipped.
+    passed = [i for i in range(first, len(names)) if compiled.src.signature[names[i]] != "constexpr"]
+    return run.launch, passed, ([run.arg_annotations[i] for i in (*range(first), *passed)], run.kernel_signature)

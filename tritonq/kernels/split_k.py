@@ -6,6 +6,7 @@ not depend on which came last.
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import torch
 
@@ -76,7 +77,7 @@ def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
 def partial_sums(workspace: torch.Tensor | None, sums: int, tiles: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """``sums`` float32 at the start of the caller's workspace (aligned, contiguous), or this stream's own; and a counter a tile."""
     index = device.index if device.type == "cuda" else None
-    own, counters = scratch(device, index, 0 if workspace is not None else sums, tiles)
+    own, counters = scratch(device, index, 0 if workspace is not None else sums, tiles).tensors
     return own if workspace is None else workspace.view(-1).view(torch.uint8)[: 4 * sums].view(torch.float32), counters
 
 
@@ -110,7 +111,19 @@ class GraphCounters:
             return self._chunks[-1][first : first + tiles]
 
 
-_scratch: dict[tuple[int | None, int], tuple[torch.Tensor, torch.Tensor]] = {}
+class Scratch(NamedTuple):
+    """What split-K adds up in: sums and counters, and where they are."""
+
+    tensors: tuple[torch.Tensor, torch.Tensor]
+    addresses: tuple[int, int]
+    sums: int
+
+    @classmethod
+    def of(cls, sums: torch.Tensor, counters: torch.Tensor) -> Scratch:
+        return cls((sums, counters), (sums.data_ptr(), counters.data_ptr()), sums.numel())
+
+
+_scratch: dict[tuple[int | None, int], Scratch] = {}
 _for_graphs: dict[int, GraphCounters] = {}
 
 
@@ -120,19 +133,19 @@ def reserve(device: torch.device, index: int | None) -> None:
         _for_graphs.setdefault(index, GraphCounters(device)).refill()
 
 
-def scratch(device: torch.device, index: int | None, sums: int, tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
+def scratch(device: torch.device, index: int | None, sums: int, tiles: int) -> Scratch:
     """At least ``sums`` float32 of any contents, and ``tiles`` counters: zeros that every launch leaves as zeros.
 
     One of each per GPU (``index``; None on the CPU) and stream, because launches on a stream do not overlap; the sums are of few tiles, so
     that they stay below a few MB. A product that is captured in a CUDA graph has its own, since the graph may be replayed on any stream.
     """
-    if index is not None and torch.cuda.is_current_stream_capturing():
+    stream = 0 if index is None else current_stream(index)
+    if stream and torch.cuda.is_current_stream_capturing():  # CUDA captures no stream 0
         own = _for_graphs.get(index) or GraphCounters(device)
-        return torch.empty(sums, dtype=torch.float32, device=device), own.take(tiles)
-    key = index, 0 if index is None else current_stream(index)
-    found = _scratch.get(key)
-    if found is None or found[0].numel() < sums:
+        return Scratch.of(torch.empty(sums, dtype=torch.float32, device=device), own.take(tiles))
+    found = _scratch.get((index, stream))
+    if found is None or found.sums < sums:
         reserve(device, index)
-        zeros = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device) if found is None else found[1]
-        found = _scratch[key] = torch.empty(sums, dtype=torch.float32, device=device), zeros
+        zeros = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device) if found is None else found.tensors[1]
+        found = _scratch[index, stream] = Scratch.of(torch.empty(sums, dtype=torch.float32, device=device), zeros)
     return found

@@ -18,10 +18,10 @@ from ..qtensor import QTensor
 # Products kept per weight: one per number of tokens and epilogue. An entry takes about 3 KB.
 LIMIT = 64
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_NEVER = None, None
 _lock = threading.RLock()
 _variables, (_backend, _interpret) = environment()
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_TensorGuards = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 
 def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> Product:
@@ -31,6 +31,21 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
         owner: tells apart who asks: the name of an activation, or the identity of a plan.
         choose: (owner, x, q, bias, residual) -> the plan, after every check.
     """
+    try:  # the latest
+        if bias is None and residual is None:
+            check, backend, interpret, product = q._products[owner]
+            same = check(x)
+        else:
+            check, backend, interpret, product = q._products[owner, bias is None, residual is None]
+            same = check(x, residual) if bias is None else check(x, bias) if residual is None else check(x, bias, residual)
+        if same and _variables(_backend) == backend and _variables(_interpret) == interpret:
+            return product
+    except (KeyError, AttributeError, TypeError):  # none yet, no tensor, no QTensor
+        pass
+    return _look_up(owner, choose, x, q, bias, residual)
+
+
+def _look_up(owner, choose, x, q, bias, residual) -> Product:
     key = None
     # Subclasses of Tensor, and everything while a dispatch mode is active, are judged every time.
     if type(x) in _PLAIN and not _dispatch_modes():
@@ -38,29 +53,42 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
             key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variables(_backend), _variables(_interpret)
             if bias is not None or residual is not None:
                 key = *key, _facts(bias), _facts(residual)
-            latest, product = q._products.get(owner, _NEVER)
-            if latest == key:
+            if (product := q._products.get((owner, key))) is not None:
+                _latest(q._products, owner, product, x, bias, residual)
                 return product
         except (AttributeError, RuntimeError):  # no tensor, no QTensor, a layout without strides
             key = None
-    if key is not None and (product := q._products.get((owner, key))) is not None:
-        q._products[owner] = key, product
-        return product
     if key is None:
         return Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
     with _lock:  # threads that ask for the same at once share one, which compiles and loads once
         product = q._products.get((owner, key))
         if product is None:
             product = Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
-            _keep(q._products, owner, key, product)
+            while len(q._products) >= LIMIT:
+                del q._products[next(iter(q._products))]
+            q._products[owner, key] = product
+            _latest(q._products, owner, product, x, bias, residual)
     return product
 
 
-def _keep(products: dict, owner, key: tuple, product: Product) -> None:
-    while len(products) >= LIMIT:
-        del products[next(iter(products))]
-    products[owner, key] = product
-    products[owner] = key, product  # the latest, found without hashing what is in the key
+def _latest(products: dict, owner, product: Product, x, bias, residual) -> None:
+    """Let the next call of this kind find the product without a key."""
+    tensors = [tensor for tensor in (x, bias, residual) if tensor is not None]
+    kind = owner if len(tensors) == 1 else (owner, bias is None, residual is None)
+    products[kind] = _like(*tensors), _variables(_backend), _variables(_interpret), product
+
+
+def _unlike(*_) -> bool:
+    return False
+
+
+def _like(*tensors: torch.Tensor) -> Callable:
+    """A check in C++ whether others have the same types, dispatch keys (modes among them), dtypes, devices, sizes, strides and
+    requires_grad as these: torch.compile's own. Where torch has none, or a subclass is among them, nothing is like them."""
+    if _TensorGuards is None or any(type(tensor) not in _PLAIN for tensor in tensors):
+        return _unlike
+    sizes, strides = ([[*size] for size in each] for each in ([t.shape for t in tensors], [t.stride() for t in tensors]))
+    return _TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 
 def _facts(tensor: torch.Tensor | None) -> tuple | None:
@@ -72,11 +100,11 @@ def _facts(tensor: torch.Tensor | None) -> tuple | None:
 class Product:
     """A plan for one weight and one form of the other arguments."""
 
-    __slots__ = ("plan", "kernel", "run", "gathered", "shape")
+    __slots__ = ("plan", "kernel", "run", "gathered", "shape", "_workspace")
 
     def __init__(self, plan, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None):
         """The arguments must be what the plan is for."""
-        desc, entry = plan.desc, plan.kernel
+        desc, entry, self._workspace = plan.desc, plan.kernel, _unlike
         self.plan, self.shape = plan, (*x.shape[:-1], desc.features)
         self.gathered = desc.act_order and not entry.act_order(desc)  # the columns of x are put in the packed order first
         matrix, added = self._matrices(x, q, residual)
@@ -90,6 +118,17 @@ class Product:
              workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
         matrix, added = self._matrices(x, q, residual)
         return self.kernel.run(matrix, q, bias, added, workspace).view(self.shape)
+
+    def knows(self, workspace: torch.Tensor) -> bool:
+        """Whether it is aligned and like the one that was last found right; False for anything that is no tensor."""
+        try:
+            return self._workspace(workspace) and not workspace.data_ptr() & 15
+        except (TypeError, AttributeError):
+            return False
+
+    def remember(self, workspace: torch.Tensor) -> None:
+        """One that was found right."""
+        self._workspace = _like(workspace)
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Compile and load, launching nothing."""

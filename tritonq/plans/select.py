@@ -65,8 +65,9 @@ class Plan:
         if isinstance(self.desc, MatmulDesc) and len(tensors) == 2:
             x, q = tensors
             product = find(id(self), self._choose, x, q, bias, residual)
-            if workspace is not None:
+            if workspace is not None and not product.knows(workspace):
                 self._check_workspace(workspace, x.device)
+                product.remember(workspace)
             return product.run(x, q, bias, residual, workspace)
         self._expect(*tensors)
         if workspace is not None:
