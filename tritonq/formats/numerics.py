@@ -70,19 +70,20 @@ def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr
     """Sign, exponent and mantissa of the nearest small float, ties to even, saturating at +-MAX; zero keeps its sign."""
     BIAS: tl.constexpr = 2 ** (EXPONENT_BITS - 1) - 1
     SHIFT: tl.constexpr = 23 - MANTISSA_BITS
+    WIDTH: tl.constexpr = EXPONENT_BITS + MANTISSA_BITS
     bits = narrow(u).to(tl.int32, bitcast=True)
-    sign = (bits >> 31) & 1
     mag = tl.minimum((bits & 0x7FFFFFFF).to(tl.float32, bitcast=True), MAX)
     if BIAS < 127:
-        # In the subnormal range every code is a multiple of the smallest: adding 2**e whose last bit is that multiple rounds there.
-        OFFSET: tl.constexpr = 2.0 ** (1 - BIAS - MANTISSA_BITS + 23)
-        small = (mag + OFFSET).to(tl.int32, bitcast=True) - ((1 - BIAS - MANTISSA_BITS + 23 + 127) << 23)
-        is_small = mag < 2.0 ** (1 - BIAS)
-    magbits = mag.to(tl.int32, bitcast=True)
-    code = (magbits + ((1 << (SHIFT - 1)) - 1) + ((magbits >> SHIFT) & 1)) >> SHIFT
-    if BIAS < 127:
-        code = tl.where(is_small, small, code - ((127 - BIAS) << MANTISSA_BITS))
-    return (sign << (EXPONENT_BITS + MANTISSA_BITS)) | code
+        # 2**SHIFT times the binade of mag (of the smallest normal, below it) plus mag has units of the result for last bits, so that the
+        # addition rounds. Its exponent is the result's and a constant; FIELD makes up for that, and is even, so that ties hold.
+        FIELD: tl.constexpr = -((SHIFT + 128 - BIAS) << MANTISSA_BITS) % 2**WIDTH
+        binade = tl.maximum(mag, 2.0 ** (1 - BIAS)).to(tl.int32, bitcast=True) & 0x7F800000
+        total = tl.fma(binade.to(tl.float32, bitcast=True), 2.0**SHIFT * (1 + FIELD / 2**23), mag).to(tl.int32, bitcast=True)
+        code = (total + (total >> SHIFT)) & (2**WIDTH - 1)
+    else:
+        magbits = mag.to(tl.int32, bitcast=True)
+        code = (magbits + ((1 << (SHIFT - 1)) - 1) + ((magbits >> SHIFT) & 1)) >> SHIFT
+    return code | ((bits >> (31 - WIDTH)) & (1 << WIDTH))
 
 
 @jit
