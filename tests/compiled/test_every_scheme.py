@@ -1,7 +1,9 @@
 """The compiled PTX of the quantize and dequantize kernels, run by the simulator: bit for bit the reference."""
 import pytest
+import torch
 
 import tritonq
+from tests.kernels.test_encode import check_tiny
 from tests.support.schemes import COMPILED_SCHEMES, DTYPES, EVERY_GEOMETRY, hostile, same_bits
 from tritonq import reference
 from tritonq.scheme import Scheme
@@ -32,3 +34,8 @@ def test_sm_90_every_format_and_granularity(scheme, dtype, simulator):
 @pytest.mark.parametrize("scheme", SAMPLE)
 def test_sm_80(scheme, dtype, simulator):
     check(scheme, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_boundary_at_zero(dtype, simulator):
+    check_tiny("fp4_bnb.g64", dtype, "cpu")

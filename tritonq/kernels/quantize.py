@@ -24,6 +24,8 @@ from .ranges import range_partials
 LONGEST_ROW_GROUP = 32768
 # Most programs of range_partials: each of them is read again by every program of the second launch.
 MAX_PARTIALS = 1024
+# Smallest positive number.
+LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0**-149}
 # Elements that one warp of quantize_rows holds: 64 per thread.
 WARP_ELEMENTS = 2048
 
@@ -31,7 +33,8 @@ WARP_ELEMENTS = 2048
 def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     """Which shorter arithmetic gives the same bits, and for which scales.
 
-    FAST: a reciprocal, in float32, where no code boundary lies at 0 (there a quotient that underflows would matter).
+    FAST: a reciprocal, in float32. Where a code boundary lies at 0, only under scales that no quotient underflows by: least x / scale
+    is 2**-149 at least, and neither x * inverse nor its correction, half a unit at most, rounds such a quotient to 0.
     QUOTIENT: ``"product"`` with the exact reciprocal of a power of two; ``"short"`` for inputs and scales of at most 11 significant bits
     and integer codes with ties to even, see round_short_quotient; ``"exact"`` corrects the last bit.
     CELLS: how a code book is searched by table, see formats/codebook.py.
@@ -39,7 +42,8 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     """
     fmt, storage = scheme.format, scheme.scale_format(dtype)
     splits_zero = not fmt.is_integer and bool(fmt.encode_ref(torch.tensor([2.0**-149])) != fmt.encode_ref(torch.tensor([0.0])))
-    fast = dtype != torch.float64 and not scheme.float_zero and not splits_zero
+    fast = dtype != torch.float64 and not scheme.float_zero
+    largest = LEAST[dtype] / LEAST[torch.float32] if fast and splits_zero else 2.0**60
     exact = torch.finfo(storage.dtype)
     error = 0.0 if scheme.rounds_up else exact.eps / 2
     quotient = "exact"
@@ -49,7 +53,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
         quotient = "short"
     in_range = fmt.is_integer and not fmt.affine and "full" not in scheme.options and fmt.max_abs / (1 - error) < fmt.max_abs + 0.5
     return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "CELLS": cells_kind(scheme, dtype) if fast else None,
-            "SCALE_MIN": max(2.0**-60, exact.smallest_normal), "SCALE_MAX": min(2.0**60, exact.max / 2)}  # fmt: skip
+            "SCALE_MIN": max(2.0**-60, exact.smallest_normal), "SCALE_MAX": min(largest, 2.0**60, exact.max / 2)}  # fmt: skip
 
 
 def cells_kind(scheme: Scheme, dtype: torch.dtype) -> str | None:
