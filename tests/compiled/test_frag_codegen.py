@@ -6,7 +6,7 @@ from tests.support import survey
 from tritonq import MatmulDesc, Scheme, reference
 from tritonq.codegen import examine
 from tritonq.codegen.budgets import MATMUL_FRAG as BUDGETS
-from tritonq.codegen.budgets import MATMUL_FRAG_GATED, of_release
+from tritonq.codegen.budgets import MATMUL_FRAG_ALU, MATMUL_FRAG_GATED, of_release
 from tritonq.codegen.occupancy import programs_per_multiprocessor
 from tritonq.kernels import frag_launch as kernels
 from tritonq.plans.core import Target
@@ -38,6 +38,8 @@ def test_the_main_loop(scheme, dtype, m):
     assert copies.count(128) >= weights // 32 and set(copies) <= {32, 64, 128}, "weights and x by 16 bytes, scales by 4 or 8"
     assert kinds["LDG"] == 0, "everything in the loop is copied ahead"
     assert len(loop) / weights <= BUDGETS[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
+    alu = 2 * report.busy_in_loop["alu"] / weights  # instructions: 64 lanes
+    assert alu <= MATMUL_FRAG_ALU.get((scheme, dtype, m), len(loop) / weights), f"{alu:.3f} of them on the integer pipe"
     programs = programs_per_multiprocessor(90, registers=report.registers, shared=report.shared, num_warps=report.num_warps)
     assert programs >= (4 if m <= 16 else 2 if m <= 32 else 1)
 

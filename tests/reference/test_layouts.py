@@ -81,7 +81,7 @@ def brute_force(q: QTensor) -> torch.Tensor:
                 if bits == 1:
                     place = u % 2 + 2 * h + 4 * (u // 2) + 16 * e
                 else:
-                    place = (h + 2 * u + 2 * per_word * e if fmt.is_integer or bits == 8 else 2 * h + 4 * u + e) * bits
+                    place = (h + 2 * u + 2 * per_word * e if fmt.is_integer or bits == 8 else h + 4 * u + 2 * e) * bits
                 out[a, first + b * 512 + ((warp * 8 + g) * 4 + t) * 4 + w] |= (value >> low & (1 << bits) - 1) << place
                 first += wide * 2 * bits
     return torch.where(out >= 2**31, out - 2**32, out).int()
@@ -124,7 +124,7 @@ def decode(planes: BytePlanes, nibble: int) -> int:
         return table[x] if x < 8 else 255 * (table[x - 8] >> 7)
 
     table = b"".join(word.to_bytes(4, "little", signed=True) for word in planes.words)
-    low, high = (prmt(table[i : i + 8], nibble) ^ prmt(table[i + 8 : i + 16], nibble ^ 8) for i in (0, 16))
+    low, high = (prmt(table[i : i + 8], nibble) ^ prmt(table[i + 8 : i + 16], 15 - nibble) for i in (0, 16))
     return int.from_bytes(bytes((low, high)), "little", signed=True)
 
 

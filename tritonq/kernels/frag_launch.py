@@ -13,7 +13,7 @@ from ..qtensor import QTensor
 from ..scheme import Scheme
 from .bound import BoundMatmul
 from .constants import kernel_name
-from .fragment_asm import unpacker, zero_point_asm
+from .fragment_asm import BOOK_FACTORS, unpacker, zero_point_asm
 from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES
@@ -45,7 +45,10 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: i
     chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
     # Unasked, ptxas stops at 96 registers here and spills; 160 cost no program of a multiprocessor where shared memory admits six of them.
     crowded = few_registers or 0 < group_constant(scheme, k) <= 32
-    return {**chosen, "maxnreg": 160} if block_m == 16 and crowded else chosen
+    if block_m == 16 and crowded:
+        return {**chosen, "maxnreg": 160}
+    # With 8 rows it stops at 80, which some of these loops pass by a few bytes on some architecture; of 128 they take 75 to 115.
+    return {**chosen, "maxnreg": 128} if few_registers and scheme.format.bits < 8 else chosen
 
 
 def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int]:
@@ -88,10 +91,10 @@ def group_constant(scheme: Scheme, k: int) -> int:
 
 @cache
 def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """The byte planes of a code book on the device, each word 64 times; None for other codes."""
+    """The byte planes of a code book and the factors of their asm on the device, each word 64 times; None for other codes."""
     if not frag_codes.is_book(fmt):
         return None
-    return torch.tensor(byte_planes(fmt, dtype).words, dtype=torch.int32).repeat_interleave(64).to(device)
+    return torch.tensor((*byte_planes(fmt, dtype).words, *BOOK_FACTORS), dtype=torch.int32).repeat_interleave(64).to(device)
 
 
 def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -> dict:

@@ -13,35 +13,39 @@ def pin(t):
     """An identity that the compiler takes for a side effect.
 
     Triton picks how many consecutive k a thread holds for mma.sync by looking back from the dot; a ``join`` on the way (Triton 3.6) makes
-    it 4 instead of the 2 that the layout serves. The walk stops here. Layouts still pass, and the moves vanish in ptxas.
+    it 4 instead of the 2 that the layout serves. The walk stops here. Layouts still pass, and the moves vanish in ptxas: registers stay
+    whole, where 16-bit ones cost a copy of nearly every other register on the way to the tensor core.
     """
-    return tl.inline_asm_elementwise("mov.b16 $0, $1;", "=h,h", args=[t], dtype=tl.int16, is_pure=False, pack=1)
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", args=[t], dtype=tl.int16, is_pure=False, pack=2)
 
 
 @jit
-def quad(registers, ASM: tl.constexpr, U: tl.constexpr, CONSTRAINTS: tl.constexpr):
-    """The four values of half fragment U that each word gives, as 16-bit patterns ``[.., h, e]``."""
-    h0e0, h0e1, h1e0, h1e1 = tl.inline_asm_elementwise(
-        ASM[U], CONSTRAINTS, args=registers, dtype=(tl.int16, tl.int16, tl.int16, tl.int16), is_pure=True, pack=1)  # fmt: skip
-    return tl.join(tl.join(h0e0, h1e0), tl.join(h0e1, h1e1))
+def half_fragment(inputs, ASM: tl.constexpr, U: tl.constexpr, CONSTRAINTS: tl.constexpr):
+    """The values of half fragment U that each word gives, as 16-bit patterns ``[.., h]``, of e = 0 and of e = 1."""
+    r0, r1 = tl.inline_asm_elementwise(ASM[U], CONSTRAINTS, args=inputs, dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
+    return tl.join(r0.to(tl.int16), r1.to(tl.int16)), tl.join((r0 >> 16).to(tl.int16), (r1 >> 16).to(tl.int16))
 
 
 @jit
 def unpack(first, second, A: tl.constexpr, B: tl.constexpr, ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, DTYPE: tl.constexpr):
     """Words ``[B, A * 512]`` with the other inputs of their asm to weights ``[A * 64, columns]``.
 
-    ``first`` serves the first half of the columns of each word, ``second`` the others.
+    ``first`` serves the first half of the columns of each word, ``second`` the others. Axis e is joined last: values e = 0 and e = 1 are
+    one register, from the asm to the dot.
     """
     U: tl.constexpr = len(ASM)  # half fragments, of 8 columns, in a word
-    if U == 1:
-        j = quad(first, ASM, 0, CONSTRAINTS)
-    elif U == 2:
-        j = tl.join(quad(first, ASM, 0, CONSTRAINTS), quad(second, ASM, 1, CONSTRAINTS))
-    else:
-        even = tl.join(quad(first, ASM, 0, CONSTRAINTS), quad(second, ASM, 2, CONSTRAINTS))
-        j = tl.join(even, tl.join(quad(first, ASM, 1, CONSTRAINTS), quad(second, ASM, 3, CONSTRAINTS)))
-    j = j.reshape(B, A, 4, 8, 4, 4, 2, 2, U)  # b a warp g t w h e u
-    return pin(j.trans(1, 2, 6, 3, 0, 5, 8, 4, 7).reshape(A * 64, B * 32 * U)).to(DTYPE, bitcast=True)
+    low, high = half_fragment(first, ASM, 0, CONSTRAINTS)
+    if U == 2:
+        low1, high1 = half_fragment(second, ASM, 1, CONSTRAINTS)
+        low, high = tl.join(low, low1), tl.join(high, high1)
+    elif U == 4:
+        low1, high1 = half_fragment(first, ASM, 1, CONSTRAINTS)
+        low2, high2 = half_fragment(second, ASM, 2, CONSTRAINTS)
+        low3, high3 = half_fragment(second, ASM, 3, CONSTRAINTS)
+        low = tl.join(tl.join(low, low2), tl.join(low1, low3))
+        high = tl.join(tl.join(high, high2), tl.join(high1, high3))
+    j = tl.join(low, high).reshape(B, A, 4, 8, 4, 4, 2, U, 2)  # b a warp g t w h u e
+    return pin(j.trans(1, 2, 6, 3, 0, 5, 7, 4, 8).reshape(A * 64, B * 32 * U)).to(DTYPE, bitcast=True)
 
 
 @jit

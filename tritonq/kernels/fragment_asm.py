@@ -1,7 +1,7 @@
 """Floor 3. PTX that turns the words of layout ``frag`` into 16-bit values, one text per half fragment ``u`` of a word.
 
-Each text gives four values, ``$0 .. $3`` = (h, e) of (0, 0), (0, 1), (1, 0), (1, 1), from the word in ``$4``. Values e = 0 and e = 1 stand
-in the lower and the upper half of a register throughout, so every instruction handles two.
+Each text gives the registers of h = 0 and h = 1 in ``$0`` and ``$1`` from the word in ``$2``. Values e = 0 and e = 1 stand in the lower and
+the upper half of a register throughout, so every instruction handles two.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Unpacker:
 
     @property
     def constraints(self) -> str:
-        return "=h,=h,=h,=h" + ",r" * self.inputs
+        return "=r,=r" + ",r" * self.inputs
 
 
 def unpacker(fmt: Format, dtype: torch.dtype, zero_points: bool) -> Unpacker:
@@ -36,7 +36,7 @@ def unpacker(fmt: Format, dtype: torch.dtype, zero_points: bool) -> Unpacker:
 
 
 def _text(body: str) -> str:
-    return "{\n .reg .b32 x, y, k, low, high, r0, r1;\n" + body + " mov.b32 {$0, $1}, r0; mov.b32 {$2, $3}, r1;\n}"
+    return "{\n .reg .b32 x, y, k, low, high, r0, r1;\n" + body + " mov.b32 $0, r0; mov.b32 $1, r1;\n}"
 
 
 def _twice(value: float, dtype: torch.dtype) -> str:
@@ -72,13 +72,13 @@ def _integer(bits: int, dtype: torch.dtype, zero: int | None) -> Unpacker:
     """Unsigned codes of 2, 4 or 8 bits: code (h, u) of a half starts at bit ``bits * (h + 2 u)``. Exact."""
     texts = []
     for u in range(8 // bits):
-        body = _constants(dtype, zero, 5)
+        body = _constants(dtype, zero, 3)
         for h in (0, 1):
             byte, bit = divmod(bits * (h + 2 * u), 8)
             if byte and bits == 8:
-                body += f" prmt.b32 r{h}, $4, 0, 0x4341;\n"
+                body += f" prmt.b32 r{h}, $2, 0, 0x4341;\n"
             else:
-                body += f" shr.b32 x, $4, {8 * byte};\n" if byte else " mov.b32 x, $4;\n"
+                body += f" shr.b32 x, $2, {8 * byte};\n" if byte else " mov.b32 x, $2;\n"
                 body += f" and.b32 r{h}, x, {((1 << bits) - 1 << bit) * 0x10001:#x};\n"
             body += _multiply(h, bit, dtype)
         texts.append(_text(body))
@@ -86,10 +86,10 @@ def _integer(bits: int, dtype: torch.dtype, zero: int | None) -> Unpacker:
 
 
 def _three_bits(dtype: torch.dtype, zero: int | None) -> Unpacker:
-    """Lower two bits as :func:`_integer`; the highest from $5: for (h, u) at bit ``4 (u // 2) + u % 2 + 2 h`` of its half. Exact."""
+    """Lower two bits as :func:`_integer`; the highest from $3: for (h, u) at bit ``4 (u // 2) + u % 2 + 2 h`` of its half. Exact."""
     texts = []
-    for u, shift in enumerate(("shl.b32 y, $5, 2", "shl.b32 y, $5, 1", "shr.b32 y, $5, 2", "shr.b32 y, $5, 3")):
-        body = _constants(dtype, zero, 6) + f" shr.b32 x, $4, {4 * u}; {shift};\n"
+    for u, shift in enumerate(("shl.b32 y, $3, 2", "shl.b32 y, $3, 1", "shr.b32 y, $3, 2", "shr.b32 y, $3, 3")):
+        body = _constants(dtype, zero, 4) + f" shr.b32 x, $2, {4 * u}; {shift};\n"
         for h in (0, 1):
             body += f" and.b32 r{h}, x, {(3 << 2 * h) * 0x10001:#x}; lop3.b32 r{h}, y, {(4 << 2 * h) * 0x10001:#x}, r{h}, 0xea;\n"
             body += _multiply(h, 2 * h, dtype)
@@ -113,8 +113,8 @@ def _minifloat(fmt: Format, dtype: torch.dtype) -> Unpacker:
     mask = (0x7F << bit) * 0x10001
     factor = 2.0 ** (2 ** (exponent - 1) - (16 if dtype == torch.float16 else 128))
     body = ""
-    for h, sign in ((0, " shl.b32 y, $4, 8;\n"), (1, " mov.b32 y, $4;\n")):
-        body += sign + (f" shl.b32 x, $4, {bit};\n" if h == 0 else f" shr.b32 x, $4, {8 - bit};\n")
+    for h, sign in ((0, " shl.b32 y, $2, 8;\n"), (1, " mov.b32 y, $2;\n")):
+        body += sign + (f" shl.b32 x, $2, {bit};\n" if h == 0 else f" shr.b32 x, $2, {8 - bit};\n")
         if bit == 8:
             body += f" and.b32 r{h}, y, 0xff00ff00;\n"
         else:
@@ -126,14 +126,23 @@ def _minifloat(fmt: Format, dtype: torch.dtype) -> Unpacker:
     return Unpacker(asm=(_text(body),), inputs=1, factor=factor)
 
 
+BOOK_FACTORS = (-1, 2**16)  # the last two inputs of the texts for code books
+
+
 def _book(fmt: Format, dtype: torch.dtype) -> Unpacker:
-    """Sixteen levels from the byte planes in $5 .. $12 (layouts/byte_planes.py): nibble ``2 h + 4 u + e``."""
-    texts = []
-    for u in (0, 1):
-        texts.append(_text(
-            f" .reg .b32 la, lb, ha, hb, l, h;\n shr.b32 x, $4, {16 * u}; xor.b32 y, x, 0x8888;\n"
-            " prmt.b32 la, $5, $6, x; prmt.b32 lb, $7, $8, y; xor.b32 l, la, lb;\n"
-            " prmt.b32 ha, $9, $10, x; prmt.b32 hb, $11, $12, y; xor.b32 h, ha, hb;\n"
-            " prmt.b32 r0, l, h, 0x5140; prmt.b32 r1, l, h, 0x7362;\n"
-        ))  # fmt: skip
-    return Unpacker(asm=tuple(texts), inputs=9, factor=byte_planes(fmt, dtype).factor)
+    """Sixteen levels from the byte planes in $3 .. $10 (layouts/byte_planes.py): nibble ``h + 4 u + 2 e``; $11 is -1, $12 is 2**16.
+
+    Look-ups and logic keep the integer pipe busy longer than anything else in the loop does, so what a multiplication can do goes to the
+    other one: the complement, ``-x - 1``; the shift, a product's upper half; and in half of the texts an interleaving, from the sum of
+    both, ``r0 + 256 r1 = l + 256 h`` modulo 2**32 for four bytes l and h. That takes two multiplications; in all texts it would cost more
+    slots of issue than it is worth. ptxas turns constant factors back into logic, so they are loaded.
+    """
+    nibbles = " mov.b32 x, $2;", " mul.hi.u32 x, $2, $12;"
+    rows_g = " prmt.b32 r0, l, h, 0x6240;\n", " mad.lo.u32 r0, h, 256, l; mad.lo.u32 r0, r1, -256, r0;\n"
+    texts = [_text(
+        f" .reg .b32 la, lb, ha, hb, l, h;\n{nibbles[u]} mad.lo.u32 y, x, $11, $11;\n"
+        " prmt.b32 la, $3, $4, x; prmt.b32 lb, $5, $6, y; xor.b32 l, la, lb;\n"
+        " prmt.b32 ha, $7, $8, x; prmt.b32 hb, $9, $10, y; xor.b32 h, ha, hb;\n"
+        f" prmt.b32 r1, l, h, 0x7351;{rows_g[u]}"
+    ) for u in (0, 1)]  # fmt: skip
+    return Unpacker(asm=tuple(texts), inputs=11, factor=byte_planes(fmt, dtype).factor)

@@ -175,6 +175,7 @@ def matmul_frag(
             spread(tl.load(at + 128), A, B, 1), spread(tl.load(at + 192), A, B, 1),
             spread(tl.load(at + 256), A, B, 1), spread(tl.load(at + 320), A, B, 1),
             spread(tl.load(at + 384), A, B, 1), spread(tl.load(at + 448), A, B, 1),
+            spread(tl.load(at + 512), A, B, 1), spread(tl.load(at + 576), A, B, 1),
         )  # fmt: skip
     row_scale = row_values(scale_at, A, SCALE) if GROUP == 0 else None
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)

@@ -2,12 +2,12 @@
 
 ``prmt(P, x)`` gives byte ``x`` of the eight bytes P for ``x < 8``, and for ``x >= 8`` the sign of byte ``x - 8``, eight times. So
 
-    plane(x) = prmt(P, x) ^ prmt(Q, x ^ 8)
+    plane(x) = prmt(P, x) ^ prmt(Q, 15 - x)
 
-reads one table directly and the other one's sign as a mask. It can give any byte for codes j and j + 8 as long as the two agree in
-their top bit. The codes are therefore relabelled so that codes j and j + 8 agree in bits 7 and 15 of their 16-bit patterns, in float16
-and in bfloat16 at once (one stored order serves both); the book is multiplied by a constant per dtype that makes such a pairing exist
-with the least rounding. The kernel divides the finished sum by it.
+reads one table directly and the other one's sign as a mask: for code j entry j of P, for code j + 8 entry 7 - j of Q. It can give any
+byte for codes j and j + 8 as long as the two agree in their top bit. The codes are therefore relabelled so that codes j and j + 8 agree
+in bits 7 and 15 of their 16-bit patterns, in float16 and in bfloat16 at once (one stored order serves both); the book is multiplied by a
+constant per dtype that makes such a pairing exist with the least rounding. The kernel divides the finished sum by it.
 """
 from __future__ import annotations
 
@@ -96,6 +96,6 @@ def _words(bits: list[int], pairs: list[tuple[int, int]]) -> tuple[int, ...]:
         first = [(bits[code] >> plane) & 255 for code, _ in pairs]
         second = [(bits[code] >> plane) & 255 for _, code in pairs]
         # P's top bits are kept clear, so that Q is read unmasked; where Q's top bit is set, P is read through a mask of ones
-        table = [a ^ (255 if b >> 7 else 0) for a, b in zip(first, second)] + second
+        table = [a ^ (255 if b >> 7 else 0) for a, b in zip(first, second)] + second[::-1]
         words += [int.from_bytes(bytes(table[i : i + 4]), "little", signed=True) for i in range(0, 16, 4)]
     return tuple(words)

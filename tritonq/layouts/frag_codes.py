@@ -60,7 +60,7 @@ def planes(fmt: Format) -> tuple[Plane, ...]:
     """The planes of a format's codes in the order in which they lie in a tile row."""
     if fmt.bits == 3:  # in the upper plane h above s, so that one shift brings both h beside the lower plane's bits
         return Plane(bits=2), Plane(bits=1, low=2, order="evhs")
-    return (Plane(bits=fmt.bits, order="vshe" if is_book(fmt) else "evsh"),)
+    return (Plane(bits=fmt.bits, order="vseh" if is_book(fmt) else "evsh"),)
 
 
 def k_multiple(fmt: Format) -> int:
