@@ -99,7 +99,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
         InvalidProblemError: shapes, devices or dtypes that do not match, an unknown activation.
 
     Precision:
-        ``select(MatmulDesc.of(x, q)).precision_guarantee().bound(x, q)`` bounds the error elementwise.
+        ``select(MatmulDesc.of(x, q)).precision_guarantee().bound(x, q, bias, activation, residual)`` bounds the error elementwise.
 
     Gradients flow to x, bias and residual. The forward keeps nothing but the packed weight, with an activation x and bias too; see
     docs/matmul.md.

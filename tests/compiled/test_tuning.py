@@ -46,7 +46,8 @@ def compiled(monkeypatch) -> list:
 @newest  # which of these configs spill or take long code is up to the compiler
 def test_pruned_by_rule_code_and_model_in_this_order(compiled):
     changes = [{}, {"SPLIT_K": 1}, {"SPLIT_K": 8}, {"BLOCK_K": 64, "STAGES": 1},
-               {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "maxnreg": 96}, {"BLOCK_K": 128, "num_warps": 4}, {"STAGES": 7, "BLOCK_M": 64}]  # fmt: skip
+               {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2, "maxnreg": 96}, {"BLOCK_K": 128, "num_warps": 4},
+               {"STAGES": 7, "BLOCK_M": 64}]  # fmt: skip
 
     def rule(desc, config):
         return Status("BLOCK_K=64 is not one of 128, 256") if config["BLOCK_K"] == 64 else OK

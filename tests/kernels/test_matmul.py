@@ -1,11 +1,11 @@
 """The portable matmul through the kernels: inside its own guarantee, for every scheme, geometry, dtype, stride and epilogue."""
 import pytest
 import torch
-import torch.nn.functional as F
 
 import tritonq
 from tests.support.poison import fenced
 from tests.support.schemes import DTYPES, SCHEMES
+from tests.support.weights import within
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -66,9 +66,8 @@ def test_k_of_zero_gives_the_epilogue_alone(device):
 def test_swiglu(m, features, device):
     x, q = data(m, 2 * features, 72, torch.float32, "uint4.g16", device)
     bias, residual = torch.randn(2 * features).to(device), torch.randn(features, m).to(device).T
-    gate, up = (exact(x, q) + bias.double()).chunk(2, -1)
     got = tritonq.matmul(x, q, bias=bias, activation="swiglu", residual=residual)
-    torch.testing.assert_close(got.double(), F.silu(gate) * up + residual.double(), rtol=2e-5, atol=2e-4)
+    assert within(got, x, q, tritonq.select(tritonq.MatmulDesc.of(x, q, bias, "swiglu", residual)), bias, residual)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
@@ -78,11 +77,8 @@ def test_epilogue(activation, with_bias, with_residual, device):
     x, q = data(6, 20, 64, torch.float32, "uint4.g16", device)
     bias = torch.randn(40).to(device)[::2] if with_bias else None
     residual = torch.randn(20, 6).to(device).T if with_residual else None
-    want = exact(x, q) + (bias.double() if with_bias else 0)
-    want = {None: lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}[activation](want)
-    want = want + (residual.double() if with_residual else 0)
     got = tritonq.matmul(x, q, bias=bias, activation=activation, residual=residual)
-    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-4)
+    assert within(got, x, q, tritonq.select(tritonq.MatmulDesc.of(x, q, bias, activation, residual)), bias, residual)
 
 
 @pytest.mark.parametrize("scheme", ["int4.g24", "uint3.g8", "nf4", "mxfp8"])

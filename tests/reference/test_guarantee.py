@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import tritonq
+from tests.support.weights import expected, within
 
 
 @pytest.mark.parametrize("scheme", ["uint4.g2.fz", "uint4.fz", "uint8.tensor.fz", "uint3.b2x2.fz", "uint4.g2", "int4.g2", "nf4"])
@@ -14,3 +15,27 @@ def test_one_product_keeps_the_bound(scheme):
     bound = plan.precision_guarantee().bound(x, q)
     assert bound.shape == error.shape and (error <= bound).all()
     assert (bound <= 1e-5).all()  # K = 2: a handful of float32 roundings of numbers near 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
+def test_an_epilogue_keeps_the_bound(activation, dtype):
+    """Sums of many sizes, a bias and a residual that cancel most of what stands before them."""
+    torch.manual_seed(0)
+    size = 10 ** torch.linspace(-6, 1.2 if activation == "swiglu" else 3.5, 40, dtype=torch.float64)  # no overflow of float16
+    q = tritonq.quantize(torch.randn(64, 48).to(dtype), "int8")
+    x = (torch.randn(40, 48, dtype=torch.float64) * size[:, None]).to(dtype)
+    bias = -tritonq.matmul(x[20:21], q)[0]
+    before = expected(x, q, bias, activation)
+    residual = (-before * (1 + 1e-3)).to(dtype)
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q, bias, activation, residual))
+    got = plan.run(x, q, bias=bias, residual=residual)
+    assert within(got, x, q, plan, bias, residual)
+    bound = plan.precision_guarantee().bound(x, q, bias, activation, residual)
+    assert bound.shape == got.shape and not within(got + 2.01 * bound.to(dtype), x, q, plan, bias, residual)
+    scale = torch.finfo(dtype).eps + 60 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    grown = x.double().abs() @ q.dequantize(torch.float64).abs().T + bias.double().abs()
+    if activation == "swiglu":
+        gate, up = grown.chunk(2, -1)
+        grown = (1 + gate) * (1 + up) * 4
+    assert (bound <= 4 * scale * (1 + grown) + plan.precision_guarantee().output_tiny).all(), "near what one rounding of each step costs"

@@ -53,13 +53,18 @@ def expected(x, q, bias=None, activation=None, residual=None):
     """The product in float64."""
     y = x.double() @ reference.dequantize(q, torch.float64).T
     y = y if bias is None else y + bias.double()
-    y = y if activation is None else getattr(torch.nn.functional, activation)(y)
+    if activation == "swiglu":
+        gate, up = y.chunk(2, -1)
+        y = torch.nn.functional.silu(gate) * up
+    elif activation is not None:
+        y = getattr(torch.nn.functional, activation)(y)
     return y if residual is None else y + residual.double()
 
 
-def within(got, x, row, plan) -> bool:
+def within(got, x, row, plan, bias=None, residual=None) -> bool:
     """Whether every element keeps the plan's guarantee; NaN does not."""
+    activation = plan.desc.activation
     with pytest.MonkeyPatch.context() as patch:  # the judge decodes without the kernels that it judges
         patch.setenv("TRITONQ_BACKEND", "reference")
-        bound = plan.precision_guarantee().bound(x, row)
-    return bool(((got.double() - expected(x, row)).abs() <= bound).all())
+        bound = plan.precision_guarantee().bound(x, row, bias, activation, residual)
+    return bool(((got.double() - expected(x, row, bias, activation, residual)).abs() <= bound).all())

@@ -87,9 +87,9 @@ class PrecisionGuarantee:
     """What a plan promises about its result.
 
     ``bitwise``: equal, bit for bit, to ``tritonq.reference``. Otherwise
-    ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + weight_tiny * sum(|x|) + output_tiny`` elementwise (see
-    :meth:`bound`), as long as the result does not overflow its dtype, nor a decoded weight ``math_precision``. For float zero
-    schemes ``|w_hat|`` reads ``|scale * code| + |zero_point|``, which may cancel.
+    ``|y - y_exact| <= (relative + output_eps) * (|x| @ |w_hat|.T) + weight_tiny * sum(|x|) + output_tiny`` elementwise, as long as the
+    result does not overflow its dtype, nor a decoded weight ``math_precision``. For float zero schemes ``|w_hat|`` reads
+    ``|scale * code| + |zero_point|``, which may cancel. What bias, activation and residual add, :meth:`bound` knows.
     """
 
     math_precision: str  # of the operands of products: "float16", "bfloat16", "float32" or "float64"
@@ -103,13 +103,47 @@ class PrecisionGuarantee:
     deterministic: bool = True
     bit_stable_on_same_hardware: bool = True
 
-    def bound(self, x: torch.Tensor, q) -> torch.Tensor:
-        """Largest allowed ``|y - y_exact|`` for ``matmul(x, q)``: float64 ``[..., N]``, the shape of the result; 0 where bitwise.
+    def bound(self, x: torch.Tensor, q, bias: torch.Tensor | None = None, activation: str | None = None,
+              residual: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """Largest allowed ``|y - y_exact|`` for ``matmul(x, q, bias, activation, residual)``: float64, the shape of the result; 0 where
+        bitwise.
 
         Of a backward's guarantee x is dy ``[..., N]``, and the bound that of dx ``[..., K]``.
         """
-        weight = (self.relative + self.output_eps) * _magnitude(q.relayout("row")) + self.weight_tiny
-        return x.to(torch.float64).abs() @ (weight.T if self.sums_over == "k" else weight) + self.output_tiny
+        x, weight = x.to(torch.float64), self.relative * _magnitude(q.relayout("row")) + self.weight_tiny
+        if bias is None and activation is None and residual is None:
+            weight += self.output_eps * _magnitude(q.relayout("row"))
+            return x.abs() @ (weight.T if self.sums_over == "k" else weight) + self.output_tiny
+        eps = torch.finfo(getattr(torch, self.accumulator)).eps
+        y, error = x @ q.dequantize(torch.float64).T, x.abs() @ weight.T
+        if bias is not None:
+            y = y + bias.to(torch.float64)
+            error = error + eps * y.abs() + eps * error
+        if activation is not None:
+            y, error = _behind_activation(y, error, activation, eps)
+        if residual is not None:
+            y = y + residual.to(torch.float64)
+            error = error + eps * y.abs() + eps * error
+        return error + self.output_eps * (y.abs() + error) + self.output_tiny
+
+
+# How much an error in front of each activation may grow: the largest slope, at 2.4 for silu (1.0998), at sqrt(2) for gelu (1.1289).
+_SLOPES = {"relu": 1.0, "silu": 1.1, "gelu": 1.13, "swiglu": 1.1}
+
+
+def _behind_activation(y: torch.Tensor, error: torch.Tensor, activation: str, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activation of y ``[..., N]`` (of its first half times its second for swiglu) and what ``error`` has become.
+
+    The functions themselves are held to ``4 eps (1 + |y|)``: exponentials of an argument that is rounded, a quotient, a product.
+    """
+    gated = activation == "swiglu"
+    (y, up), (error, up_error) = (y.chunk(2, -1), error.chunk(2, -1)) if gated else ((y, None), (error, None))
+    slope, own = _SLOPES[activation], 0.0 if activation == "relu" else 4 * eps * (1 + y.abs())
+    y, error = getattr(torch.nn.functional, "silu" if gated else activation)(y), slope * error + own
+    if gated:
+        y, error = y * up, error * (up.abs() + up_error) + y.abs() * up_error
+        error = error + eps * (y.abs() + error)
+    return y, error
 
 
 def _magnitude(q) -> torch.Tensor:
