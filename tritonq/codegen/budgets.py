@@ -27,7 +27,7 @@ MATMUL_FRAG = {
     ("int2.g128", "bfloat16", 8): 1.65, ("int2.g128", "float16", 16): 1.9, ("uint3.g128.fz", "float16", 32): 3.25,
     ("int4.g48", "float16", 8): 3.2,
     # wgmma, once per 64 rows of x
-    ("int4.g128", "float16", 64): 3.45, ("int4.g128", "bfloat16", 64): 3.45, ("uint4.g128", "bfloat16", 64): 3.6,
+    ("int4.g128", "float16", 64): 3.45, ("int4.g128", "bfloat16", 64): 3.45, ("uint4.g128", "bfloat16", 64): 3.7,
     ("uint4.g128.fz", "bfloat16", 64): 4.85, ("nf4.g64", "bfloat16", 64): 5.45, ("nvfp4", "bfloat16", 64): 10.4,
     ("mxfp4", "bfloat16", 64): 7.15,
     ("int8.channel", "bfloat16", 64): 3.25, ("int3.g128", "float16", 64): 3.95, ("int4.g32", "float16", 64): 5.85,
