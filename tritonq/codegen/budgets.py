@@ -29,7 +29,7 @@ MATMUL_FRAG = {
     # wgmma, once per 64 rows of x
     ("int4.g128", "float16", 64): 3.45, ("int4.g128", "bfloat16", 64): 3.45, ("uint4.g128", "bfloat16", 64): 3.7,
     ("uint4.g128.fz", "bfloat16", 64): 4.85, ("nf4.g64", "bfloat16", 64): 5.45, ("nvfp4", "bfloat16", 64): 10.4,
-    ("mxfp4", "bfloat16", 64): 7.15,
+    ("mxfp4", "bfloat16", 64): 7.2,
     ("int8.channel", "bfloat16", 64): 3.25, ("int3.g128", "float16", 64): 3.95, ("int4.g32", "float16", 64): 5.85,
 }  # fmt: skip
 # Of those, the ones that the integer pipe takes (pipes.py), which keep it busy for two cycles of a warp each: it has half the lanes of a

@@ -55,15 +55,18 @@ def finish_split(
                ACTIVATION, GATED, FACTOR)  # fmt: skip
     else:
         mask = (m < M)[None, :] & (n < N)[:, None]
-        at = m.to(tl.int32)[None, :] * N + n.to(tl.int32)[:, None]  # MOST_SPLIT_TILES tiles are below 2**31 numbers
-        tl.store(partial_ptr + split.to(tl.int64) * partial_size + at, acc, mask=mask)
+        if acc.shape[1] >= 64:  # 64-bit offsets of so many sums would spill; MOST_SPLIT_TILES tiles are below 2**31 numbers
+            at = partial_ptr + (m.to(tl.int32)[None, :] * N + n.to(tl.int32)[:, None])
+        else:
+            at = partial_ptr + m[None, :] * N + n[:, None]
+        tl.store(at + split.to(tl.int64) * partial_size, acc, mask=mask)
         tl.debug_barrier()  # every thread's partial sums precede the release below
         counter = counter_ptr + tl.program_id(0)
         arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLIT_K - 1:  # the last one adds, in a fixed order
             total = tl.zeros(acc.shape, tl.float32)
             for i in tl.static_range(SPLIT_K):
-                total += tl.load(partial_ptr + i * partial_size + at, mask=mask, other=0.0, cache_modifier=".cg")
+                total += tl.load(at + i * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
             finish(total, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
                    ACTIVATION, GATED, FACTOR)  # fmt: skip
             tl.atomic_xchg(counter, 0)  # ready for the next launch
