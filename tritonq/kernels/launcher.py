@@ -150,9 +150,10 @@ def _c_launcher(compiled, names: list[str], first: int) -> tuple:
     run = compiled.run
     if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
 
-        def launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, *none_and_arguments):
-            *none, arguments = none_and_arguments
-            run.launch(gx, gy, gz, stream, function, cooperative, pdl, *none[:2], metadata, *none[2:], *arguments)
+        each = run.launch
+
+        def launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, hooks, enter, leave, scratch, profile, arguments):
+            each(gx, gy, gz, stream, function, cooperative, pdl, scratch, profile, metadata, hooks, enter, leave, *arguments)
 
         return launch, range(first, len(names)), ()
     # One function for all, told by annotations which arguments to skip; the constant ones need not be passed to be skipped.
