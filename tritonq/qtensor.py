@@ -250,7 +250,7 @@ class QTensor:
             >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
             True
         """
-        alive = _alive.data.get((form, *map(id, tensors)))  # .get of the WeakValueDictionary itself takes four times as long
+        alive = _alive.data.get((form, *map(id, tensors)))  # without the Python of WeakValueDictionary.get
         if alive is not None and (found := alive()) is not None:
             return found
         scheme, shape, dtype, layout, act_order = parse_form(form)

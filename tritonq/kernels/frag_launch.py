@@ -39,9 +39,7 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: i
     block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and few_registers and not short else 128
     steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
     programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
-    split = 1
-    while split < (8 if block_m == 8 else 4) and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
-        split *= 2
+    split = _split(tiles, steps, programs, 8 if block_m == 8 else 4)
     chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
     # Unasked, ptxas stops at 96 registers here and spills; 160 cost no program of a multiprocessor where shared memory admits six of them.
     crowded = few_registers or 0 < group_constant(scheme, k) <= 32
@@ -61,12 +59,18 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     small = gated or 0 < group <= 32
     block_n, block_k = 64 if small else 128, max(128, frag_codes.k_multiple(scheme.format))
     steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, 64)
-    split = 1
-    while split < 8 and tiles * split * 2 <= multiprocessors * (2 if small else 1) and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
-        split *= 2
+    split = _split(tiles, steps, multiprocessors * (2 if small else 1), 8)
     chosen = {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 4 if small else 8}
     crowded = not small and split == 1 and block_k == 128 and (scheme.float_zero or scheme.format.bits == 2)
     return {**chosen, "maxnreg": 128} if crowded else chosen
+
+
+def _split(tiles: int, steps: int, programs: int, most: int) -> int:
+    """Programs along K: as long as twice as many still run side by side and have four steps each."""
+    split = 1
+    while split < most and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
+        split *= 2
+    return split
 
 
 def gathers(m: int, scheme: Scheme) -> bool:

@@ -149,7 +149,6 @@ def _c_launcher(compiled, names: list[str], first: int) -> tuple:
     """Triton's C launcher in the form of 3.7 and later, which of the arguments from ``first`` on it takes, what tells it their types."""
     run = compiled.run
     if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
-
         each = run.launch
 
         def launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, hooks, enter, leave, scratch, profile, arguments):

@@ -110,12 +110,12 @@ class PrecisionGuarantee:
 
         Of a backward's guarantee x is dy ``[..., N]``, and the bound that of dx ``[..., K]``.
         """
-        x, weight = x.to(torch.float64), self.relative * _magnitude(q.relayout("row")) + self.weight_tiny
+        x, magnitude = x.to(torch.float64), _magnitude(q.relayout("row"))
         if bias is None and activation is None and residual is None:
-            weight += self.output_eps * _magnitude(q.relayout("row"))
+            weight = (self.relative + self.output_eps) * magnitude + self.weight_tiny
             return x.abs() @ (weight.T if self.sums_over == "k" else weight) + self.output_tiny
         eps = torch.finfo(getattr(torch, self.accumulator)).eps
-        y, error = x @ q.dequantize(torch.float64).T, x.abs() @ weight.T
+        y, error = x @ q.dequantize(torch.float64).T, x.abs() @ (self.relative * magnitude + self.weight_tiny).T
         if bias is not None:
             y = y + bias.to(torch.float64)
             error = error + eps * y.abs() + eps * error
