@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,13 @@ def _allow_tensor_as_index(original):
     return patch
 
 
+def _patch_language_once() -> None:
+    """Give ``triton.language`` its interpreted functions for good. Stock Triton looks for all of them again at every launch and every call
+    of a device function, which is half of the time that a kernel takes."""
+    stock._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    stock._patch_lang = lambda fn: stock._LangPatchScope()
+
+
 def is_repaired() -> bool:
     """Whether ``repair()`` has run in this process."""
     return _repaired
@@ -101,5 +109,6 @@ def repair() -> None:
         if hasattr(libdevice, name):
             setattr(libdevice, name, _libdevice_function(function))
     Builder.create_inline_asm = _inline_asm
+    _patch_language_once()
     np.seterr(all="ignore")  # infinities and NaN are values here, as on a GPU
     _repaired = True
