@@ -22,6 +22,14 @@ from tritonq.plans.core import Target
 DTYPES = (torch.float16, torch.bfloat16)
 
 
+@pytest.fixture
+def known(simulator, monkeypatch):
+    """The simulator, whose architecture plans know, as they know that of a GPU."""
+    of = Target.of
+    monkeypatch.setattr(Target, "of", lambda device=None: dataclasses.replace(of(device), arch=simulator.arch))
+    return simulator
+
+
 def check(scheme, m, n, k, dtype, simulator, exact=False, instruction="mma.sync", **config):
     """One product against float64: within the guarantee, or equal bit for bit where every sum is exact."""
     row = weight(scheme, n, k, dtype, seed=m + n + k, exact=exact)
@@ -75,12 +83,14 @@ def test_every_width_and_uneven_groups(scheme, dtype, simulator):
 
 IDENTITY = [(fmt, dtype) for fmt in ("uint2", "uint3", "uint4", "uint8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1") for dtype in DTYPES]
 IDENTITY += [("int2", DTYPES[0]), ("int3", DTYPES[1]), ("int4", DTYPES[0]), ("int8", DTYPES[1])]
+IDENTITY = [(89, *case) for case in IDENTITY] + [(80, fmt, dtype) for fmt in ("fp8_e4m3", "fp8_e5m2") for dtype in DTYPES]
+IDENTITY += [(90, "fp8_e4m3", dtype) for dtype in DTYPES]  # wgmma
 
 
-@pytest.mark.parametrize("fmt, dtype", IDENTITY, ids=str)
-def test_every_code_decodes_exactly(fmt, dtype, simulator):
+@pytest.mark.parametrize("simulator, fmt, dtype", IDENTITY, indirect=["simulator"], ids=str)
+def test_every_code_decodes_exactly(fmt, dtype, known):
     """x is the identity and scales are 1: the result is level less zero point, for every code in many places of a word. A code that is
-    NaN or Inf makes its row NaN."""
+    NaN or Inf makes its row NaN. Only sm_89 and later convert e4m3 to float16 by an instruction for it."""
     row = weight(f"{fmt}.g32", 64, 64, torch.float16, exact=True)
     codes = torch.arange(64 * 64).view(64, 64) % (1 << row.scheme.format.bits)
     codes = codes + torch.arange(64)[:, None] & (1 << row.scheme.format.bits) - 1
@@ -90,6 +100,7 @@ def test_every_code_decodes_exactly(fmt, dtype, simulator):
     row = dataclasses.replace(row, packed=pack_row(codes, row.scheme.format.bits), stored_scale=torch.ones_like(row.stored_scale))
     plan = tritonq.select(MatmulDesc.of(torch.eye(64, dtype=dtype), row.relayout("frag")))
     got = plan.run(torch.eye(64, dtype=dtype), row.relayout("frag"))
+    assert ("cvt.rn.f16x2.e4m3x2" in known.last.asm["ptx"]) is (fmt == "fp8_e4m3" and dtype == torch.float16 and known.arch >= 89)
     want = reference.dequantize(row, torch.float64).T.clone()
     assert len(set(codes.flatten().tolist())) == 1 << row.scheme.format.bits and plan.kernel.name == "matmul_frag"
     want[:, range(len(odd))] = torch.nan
@@ -178,11 +189,11 @@ WIDE = [("int4.g128", 70, 200, 300), ("uint4.g64", 64, 128, 512), ("nf4.g64", 65
 
 
 @pytest.mark.parametrize("scheme, m, n, k", WIDE, ids=str)
-def test_many_rows_on_hopper(scheme, m, n, k, simulator):
+def test_many_rows_on_hopper(scheme, m, n, k, known):
     """wgmma with W from registers; what cp.async brought is fenced on every Triton."""
     config = kernels.config(m, n, k, Scheme.parse(scheme), 132, 90)
-    check(scheme, m, n, k, DTYPES[n % 4 == 0], simulator, instruction="wgmma.mma_async", **config)
-    assert not simulator.unfenced and not unfenced(simulator.last.asm["ptx"])
+    check(scheme, m, n, k, DTYPES[n % 4 == 0], known, instruction="wgmma.mma_async", **config)
+    assert not known.unfenced and not unfenced(known.last.asm["ptx"])
 
 
 @pytest.mark.parametrize("split", [2, 3, 8])

@@ -81,7 +81,8 @@ def brute_force(q: QTensor) -> torch.Tensor:
                 if bits == 1:
                     place = u % 2 + 2 * h + 4 * (u // 2) + 16 * e
                 else:
-                    place = (h + 2 * u + 2 * per_word * e if fmt.is_integer or bits == 8 else h + 4 * u + 2 * e) * bits
+                    place = h + 2 * u + 2 * per_word * e if fmt.is_integer else 2 * h + e if bits == 8 else h + 4 * u + 2 * e
+                    place *= bits
                 out[a, first + b * 512 + ((warp * 8 + g) * 4 + t) * 4 + w] |= (value >> low & (1 << bits) - 1) << place
                 first += wide * 2 * bits
     return torch.where(out >= 2**31, out - 2**32, out).int()

@@ -101,12 +101,12 @@ def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.
     return torch.tensor((*byte_planes(fmt, dtype).words, *BOOK_FACTORS), dtype=torch.int32).repeat_interleave(64).to(device)
 
 
-def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int]) -> dict:
+def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int], arch: int | None) -> dict:
     scheme, (_, k) = q.scheme, q.shape
     fmt, affine = scheme.format, scheme.format.affine and not scheme.float_zero
     pattern = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: None}
     zero = frag.loaded_dtype(scheme.zero_format(q.dtype).dtype) if scheme.float_zero else None
-    how = unpacker(fmt, dtype, affine)
+    how = unpacker(fmt, dtype, affine, arch)
     return {
         "NAME": kernel_name(scheme), "BITS": fmt.bits, "ASM": how.asm, "CONSTRAINTS": how.constraints, "FACTOR": how.factor,
         "ZERO_ASM": zero_point_asm(dtype) if affine else None, "GROUP": group_constant(scheme, k), "DOT": dot_columns(k, scheme, config),
@@ -118,7 +118,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
          config: dict[str, int], shape: tuple[int, ...], *, arch: int | None = None) -> BoundMatmul:  # fmt: skip
     """x ``[M, K]`` float16 or bfloat16 of any strides, q in layout ``frag``; nothing is launched for an empty result.
 
-    arch: None where it is not known, as on the CPU; proxy fences exist from sm_90 on.
+    arch: None where it is not known, as on the CPU; proxy fences exist from sm_90 on, conversions of 8-bit floats from sm_89 on.
     """
     m, n, k = x.shape[0], *q.shape
     steps = frag.wide(q.scheme, q.shape) // config["BLOCK_K"]
@@ -134,6 +134,6 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
             "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
             "FENCE": config["num_warps"] % 4 == 0 and RELEASE < FENCED and (arch is None or arch >= 90),
-            **_constants(q, x.dtype, config), **config,
+            **_constants(q, x.dtype, config, arch), **config,
         },
     )  # fmt: skip

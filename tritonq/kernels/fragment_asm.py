@@ -27,10 +27,13 @@ class Unpacker:
         return "=r,=r" + ",r" * self.inputs
 
 
-def unpacker(fmt: Format, dtype: torch.dtype, zero_points: bool) -> Unpacker:
-    """For x of ``dtype``. ``zero_points``: the constants of rows g and g + 8 (:func:`zero_point_asm`) are two more inputs."""
+def unpacker(fmt: Format, dtype: torch.dtype, zero_points: bool, arch: int | None) -> Unpacker:
+    """For x of ``dtype``. ``zero_points``: the constants of rows g and g + 8 (:func:`zero_point_asm`) are two more inputs.
+
+    arch: None where it is not known; the text then runs from sm_80 on.
+    """
     if not fmt.is_integer:
-        return _book(fmt, dtype) if frag_codes.is_book(fmt) else _minifloat(fmt, dtype)
+        return _book(fmt, dtype) if frag_codes.is_book(fmt) else _minifloat(fmt, dtype, arch)
     zero = None if zero_points else 1 << fmt.bits - 1 if fmt.signed else 0
     return _three_bits(dtype, zero) if fmt.bits == 3 else _integer(fmt.bits, dtype, zero)
 
@@ -105,25 +108,37 @@ def zero_point_asm(dtype: torch.dtype) -> str:
             f" prmt.b32 z, $2, 0, 0x3232; fma.rn.{_kind(dtype)} $1, z, k, c;\n}}")  # fmt: skip
 
 
-def _minifloat(fmt: Format, dtype: torch.dtype) -> Unpacker:
-    """8-bit floats: sign and the rest go where float16 or bfloat16 has them, which divides by a power of two; exact for finite codes."""
+# The pair of e = 0 and e = 1 of rows g, then that of rows g + 8: bytes of a word below zeros, and each below eight copies of its sign.
+_ABOVE_ZEROS, _BELOW_SIGNS = ("0x1404", "0x3424"), ("0x9180", "0xb3a2")
+
+
+def _minifloat(fmt: Format, dtype: torch.dtype, arch: int | None) -> Unpacker:
+    """8-bit floats, exact for finite codes; the layout marks rows that hold others.
+
+    Sign and the rest go where float16 or bfloat16 has them, which divides by a power of two: an e5m2 is the upper byte of a float16.
+    """
+    if dtype == torch.float16 and _converted(fmt, arch):
+        body = " .reg .b16 first, second;\n mov.b32 {first, second}, $2;\n"
+        body += " cvt.rn.f16x2.e4m3x2 r0, first; cvt.rn.f16x2.e4m3x2 r1, second;\n"
+        return Unpacker(asm=(_text(body),), inputs=1, factor=1.0)
     exponent = frag_codes.exponent_bits(fmt)
-    mantissa = 10 if dtype == torch.float16 else 7
-    bit = mantissa - (7 - exponent)  # where exponent and mantissa start
-    mask = (0x7F << bit) * 0x10001
+    bit = (10 if dtype == torch.float16 else 7) - (7 - exponent)  # where exponent and mantissa start
     factor = 2.0 ** (2 ** (exponent - 1) - (16 if dtype == torch.float16 else 128))
-    body = ""
-    for h, sign in ((0, " shl.b32 y, $2, 8;\n"), (1, " mov.b32 y, $2;\n")):
-        body += sign + (f" shl.b32 x, $2, {bit};\n" if h == 0 else f" shr.b32 x, $2, {8 - bit};\n")
-        if bit == 8:
-            body += f" and.b32 r{h}, y, 0xff00ff00;\n"
-        else:
-            body += f" and.b32 x, x, {mask:#x}; lop3.b32 r{h}, y, 0x80008000, x, 0xea;\n"
+    if bit == 8:
+        body = "".join(f" prmt.b32 r{h}, $2, 0, {_ABOVE_ZEROS[h]};\n" for h in (0, 1))
+        return Unpacker(asm=(_text(body),), inputs=1, factor=factor)
+    mask = (0x8000 | 0x7F << bit) * 0x10001
+    body = "".join(f" prmt.b32 x, $2, 0, {_BELOW_SIGNS[h]}; shl.b32 x, x, {bit}; and.b32 r{h}, x, {mask:#x};\n" for h in (0, 1))
     if dtype == torch.bfloat16:  # products with numbers near 2**-126 would be subnormal in float32
         body += f" mov.b32 k, {_twice(1 / factor, dtype)}; mov.b32 low, {_twice(-0.0, dtype)};\n"
         body += " fma.rn.bf16x2 r0, r0, k, low; fma.rn.bf16x2 r1, r1, k, low;\n"
         factor = 1.0
     return Unpacker(asm=(_text(body),), inputs=1, factor=factor)
+
+
+def _converted(fmt: Format, arch: int | None) -> bool:
+    """Whether one instruction turns two codes into float16: e4m3 from sm_89 on. It takes 0x7F and 0xFF for NaN."""
+    return arch is not None and arch >= 89 and frag_codes.exponent_bits(fmt) == 4 and not bool(fmt.levels[[0x7F, 0xFF]].isfinite().any())
 
 
 BOOK_FACTORS = (-1, 2**16)  # the last two inputs of the texts for code books

@@ -60,7 +60,8 @@ def planes(fmt: Format) -> tuple[Plane, ...]:
     """The planes of a format's codes in the order in which they lie in a tile row."""
     if fmt.bits == 3:  # in the upper plane h above s, so that one shift brings both h beside the lower plane's bits
         return Plane(bits=2), Plane(bits=1, low=2, order="evhs")
-    return (Plane(bits=fmt.bits, order="vseh" if is_book(fmt) else "evsh"),)
+    # of a float of 8 bits e = 0 and e = 1 are neighbours: what converts two of them at once takes a half of a word
+    return (Plane(bits=fmt.bits, order="evsh" if fmt.is_integer else "vseh" if is_book(fmt) else "vshe"),)
 
 
 def k_multiple(fmt: Format) -> int:
