@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import tritonq
 from tests.support.poison import fenced
 from tests.support.schemes import DTYPES
+from tests.support.weights import bound
 from tritonq import reference
 
 SCHEMES = ("int8", "int4.g24", "int3.g40", "int2.g16", "uint4.g7", "uint3.g5.fz", "nf4", "fp4_bnb", "mxfp4", "nvfp4", "fp8_e4m3",
@@ -33,7 +34,7 @@ def test_every_kind_of_scheme(scheme, simulator):
     x, q = data(5, 35, 75, torch.float32, scheme)
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     error = (plan.run(x, q).double() - exact(x, q)).abs()
-    assert simulator.launches == 1 and (error <= plan.precision_guarantee().bound(x, q)).all(), error.max()
+    assert simulator.launches == 1 and (error <= bound(plan, x, q)).all(), error.max()
 
 
 @both
@@ -43,7 +44,7 @@ def test_shapes_that_fill_no_tile(m, n, k, dtype, simulator):
     x, q = data(m, n, k, dtype, "uint4.g7")
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     got = plan.run(x, q)
-    assert got.dtype == dtype and ((got.double() - exact(x, q)).abs() <= plan.precision_guarantee().bound(x, q)).all()
+    assert got.dtype == dtype and ((got.double() - exact(x, q)).abs() <= bound(plan, x, q)).all()
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import tritonq
+from tests.support.weights import bound
 from tritonq import reference
 
 
@@ -17,4 +18,4 @@ def test_decodes_and_multiplies_like_the_reference(scheme, device):
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     assert plan.kernel.name != "reference" and "act_order" in str(plan.sku())
     error = (plan.run(x, q).double() - x.double() @ q.dequantize(torch.float64).T).abs()
-    assert (error <= plan.precision_guarantee().bound(x, q)).all()
+    assert (error <= bound(plan, x, q)).all()

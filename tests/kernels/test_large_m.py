@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import tritonq
 from tests.support.poison import fenced, poisoned_empty
 from tests.support.schemes import DTYPES, SCHEMES, same_bits
-from tests.support.shapes import FULL
+from tests.support.weights import bound
 from tritonq import MatmulBackwardDesc, MatmulDesc, PlanPreference, Scheme, reference
 from tritonq.kernels.dequantize_range import dequantize_range
 from tritonq.layouts import LAYOUTS
@@ -17,10 +17,6 @@ HALVES = (torch.float16, torch.bfloat16)
 FRAG = [scheme for scheme in SCHEMES if LAYOUTS["frag"].refuses(Scheme.parse(scheme), torch.float32) is None]
 FRAG += ["int4.g7", "uint4.g24", "nf4.g48", "uint4.b3x5", "int4.channel", "uint4.tensor.fz", "nf4.tensor"]
 BOTH = [(scheme, "row") for scheme in SCHEMES] + [(scheme, "frag") for scheme in FRAG]
-# The backward's kernel is slow in the interpreter: a scheme of both layouts meets one of them, the layouts in turn.
-BACKWARD = BOTH if FULL else [
-    pair for pair in BOTH if pair[0] not in FRAG or pair[0] not in SCHEMES or pair[1] == ("row", "frag")[FRAG.index(pair[0]) % 2]
-]  # fmt: skip
 each_layout = pytest.mark.parametrize("layout", ["row", "frag"])
 
 
@@ -41,7 +37,7 @@ def product(x, q):
 
 
 def within(got, want, plan, x, q):
-    return bool(((got.double() - want).abs() <= plan.precision_guarantee().bound(x, q)).all())
+    return bool(((got.double() - want).abs() <= bound(plan, x, q)).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,7 +78,7 @@ def test_chunked_matmul_keeps_its_guarantee(scheme, layout, device):
     assert within(plan.run(x, q), product(x, q), plan, x, q)
 
 
-@pytest.mark.parametrize("scheme, layout", BACKWARD)
+@pytest.mark.parametrize("scheme, layout", BOTH)
 def test_backward_keeps_its_guarantee(scheme, layout, device):
     """The fused kernel for every dtype in turn, and chunks of 128 columns."""
     q = weight(70, 150, torch.float32, scheme, layout, device)

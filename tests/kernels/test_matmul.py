@@ -5,7 +5,8 @@ import torch
 import tritonq
 from tests.support.poison import fenced
 from tests.support.schemes import DTYPES, SCHEMES
-from tests.support.weights import within
+from tests.support.weights import bound, within
+from tritonq import reference
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -15,11 +16,11 @@ def data(m, n, k, dtype, scheme, device):
     x = torch.randn(m, k, generator=generator, dtype=torch.float64).to(dtype).to(device)
     # Every group gets its own magnitude and its own offset, so that a scale or zero point taken from the wrong group shows.
     w = torch.randn(n, k, generator=generator) * torch.exp(torch.randn(n, k, generator=generator)) + torch.randn(n, 1, generator=generator)
-    return x, tritonq.quantize(w.to(dtype).to(device), scheme)
+    return x, reference.quantize(w.to(dtype).to(device), tritonq.Scheme.parse(scheme))
 
 
 def exact(x, q):
-    return x.double() @ q.dequantize(torch.float64).T
+    return x.double() @ reference.dequantize(q, torch.float64).T
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -27,7 +28,7 @@ def test_matmul_keeps_its_guarantee(scheme, device):
     x, q = data(5, 19, 200, torch.float32, scheme, device)
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     error = (plan.run(x, q).double() - exact(x, q)).abs()
-    assert (error <= plan.precision_guarantee().bound(x, q)).all(), error.max()
+    assert (error <= bound(plan, x, q)).all(), error.max()
 
 
 @every_dtype
@@ -38,7 +39,7 @@ def test_shapes_that_fill_no_tile(m, n, k, scheme, dtype, device):
     plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
     got = plan.run(x, q)
     assert got.dtype == dtype
-    assert ((got.double() - exact(x, q)).abs() <= plan.precision_guarantee().bound(x, q)).all()
+    assert ((got.double() - exact(x, q)).abs() <= bound(plan, x, q)).all()
 
 
 @pytest.mark.parametrize("scheme", ["int4.g32", "int3.g40", "uint4.g24", "nf4", "nvfp4"])
@@ -97,4 +98,4 @@ def test_layout_frag_gives_the_same_where_its_kernel_cannot_run(scheme, device):
     half = x.half()
     plan = tritonq.select(tritonq.MatmulDesc.of(half, there))
     error = (plan.run(half, there).double() - exact(half, q)).abs()
-    assert (error <= plan.precision_guarantee().bound(half, q)).all()
+    assert (error <= bound(plan, half, q)).all()

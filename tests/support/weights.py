@@ -61,10 +61,15 @@ def expected(x, q, bias=None, activation=None, residual=None):
     return y if residual is None else y + residual.double()
 
 
+def bound(plan, x, q, *epilogue) -> torch.Tensor:
+    """What the plan guarantees; the judge decodes without the kernels that it judges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITONQ_BACKEND", "reference")
+        return plan.precision_guarantee().bound(x, q, *epilogue)
+
+
 def within(got, x, row, plan, bias=None, residual=None) -> bool:
     """Whether every element keeps the plan's guarantee; NaN does not."""
     activation = plan.desc.activation
-    with pytest.MonkeyPatch.context() as patch:  # the judge decodes without the kernels that it judges
-        patch.setenv("TRITONQ_BACKEND", "reference")
-        bound = plan.precision_guarantee().bound(x, row, bias, activation, residual)
-    return bool(((got.double() - expected(x, row, bias, activation, residual)).abs() <= bound).all())
+    error = (got.double() - expected(x, row, bias, activation, residual)).abs()
+    return bool((error <= bound(plan, x, row, bias, activation, residual)).all())
