@@ -23,4 +23,7 @@ except ImportError:
 # (3, 9) for Triton 3.9.0; None without Triton.
 RELEASE = None if triton is None else tuple(int(part) for part in triton.__version__.split(".")[:2])
 
-__all__ = ["RELEASE", "jit", "tl", "triton"]
+# Whether Triton interprets the functions that @jit makes from here on: it looks at TRITON_INTERPRET when it makes one, never again.
+INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
+
+__all__ = ["INTERPRETED", "RELEASE", "jit", "tl", "triton"]

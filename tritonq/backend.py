@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ._triton import triton
+from ._triton import INTERPRETED, triton
 from .errors import InvalidProblemError
 
 _CHOICES = ("auto", "reference", "triton")
@@ -16,8 +16,8 @@ _CHOICES = ("auto", "reference", "triton")
 def backend(device: torch.device | str | None = None) -> str:
     """Name what would run for tensors on ``device`` (default: cuda where there is one, else cpu).
 
-    Returns ``"triton"`` (compiled kernels), ``"interpreter"`` (the same kernels under
-    ``TRITON_INTERPRET=1``) or ``"reference"`` (vectorised torch). The environment variable
+    Returns ``"triton"`` (compiled kernels), ``"interpreter"`` (the same kernels, where
+    ``TRITON_INTERPRET=1`` was set before tritonq was imported) or ``"reference"`` (vectorised torch). The environment variable
     ``TRITONQ_BACKEND`` = ``auto`` | ``reference`` | ``triton`` overrides the choice.
 
     Raises:
@@ -40,21 +40,20 @@ def backend(device: torch.device | str | None = None) -> str:
         raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
     if choice == "reference" or triton is None:
         return "reference"
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if INTERPRETED:
         return "interpreter"
     return "triton" if choice == "triton" or device.type != "cpu" else "reference"
 
 
-def environment() -> tuple[Callable, tuple]:
-    """A way to read the variables that :func:`backend` obeys as fast as a dict, to compare with an earlier answer: (get, (name, name)).
+def environment() -> tuple[Callable, str | bytes]:
+    """A way to read the variable that :func:`backend` obeys as fast as a dict, to compare with an earlier answer: (get, name).
 
     ``os.environ`` encodes and decodes on every look-up, which takes as long as a kernel launch.
     """
-    names = ("TRITONQ_BACKEND", "TRITON_INTERPRET")
     try:
-        return os.environ._data.get, tuple(map(os.environ.encodekey, names))
+        return os.environ._data.get, os.environ.encodekey("TRITONQ_BACKEND")
     except AttributeError:
-        return os.environ.get, names
+        return os.environ.get, "TRITONQ_BACKEND"
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager:

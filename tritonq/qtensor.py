@@ -19,6 +19,7 @@ from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
+find_alive = _alive.data.get  # without the Python of WeakValueDictionary.get: a weak reference or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +251,7 @@ class QTensor:
             >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
             True
         """
-        alive = _alive.data.get((form, *map(id, tensors)))  # without the Python of WeakValueDictionary.get
+        alive = find_alive((form, *map(id, tensors)))
         if alive is not None and (found := alive()) is not None:
             return found
         scheme, shape, dtype, layout, act_order = parse_form(form)

@@ -14,7 +14,7 @@ from .plans.bound import find
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
 from .qstack import QStack
-from .qtensor import QTensor, expected_flat, parse_form
+from .qtensor import QTensor, expected_flat, find_alive, parse_form
 from .reference.matrix import activation_backward
 
 library = torch.library.Library("tritonq", "DEF")
@@ -27,7 +27,10 @@ def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
 
 
 def _matmul(x, weight, form, bias=None, activation=None, residual=None):
-    q = QTensor.from_flat(weight, form)
+    alive = find_alive((form, *map(id, weight)))
+    q = None if alive is None else alive()
+    if q is None:
+        q = QTensor.from_flat(weight, form)
     return find(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
 
 

@@ -154,7 +154,7 @@ def test_prepare_an_unaligned_x(stub) -> None:
 def test_a_module_is_never_unloaded_under_a_launcher(stub) -> None:
     q, x, launcher = product(scheme="int4.g256")
     first = launches(stub, lambda: tritonq.matmul(x, q))[-1]
-    old, caches = launcher._go, launcher.kernel.device_caches
+    (launch, *fixed, annotations, signature, tail), (_, caches, _) = launcher.ready[:11], launcher.ready[11:]
     dropped = caches[0]
     dropped[0].clear()
     caches.clear()
@@ -164,14 +164,16 @@ def test_a_module_is_never_unloaded_under_a_launcher(stub) -> None:
     assert first["function"] != second["function"]
     gc.collect()
     before, caches[0] = stub.launches, dropped
-    assert old(0, tuple(None if kind is None else x.data_ptr() for kind in launcher.dtypes))  # the driver is fake: any address will do
+    gx, gy, gz, function, cooperative, pdl, metadata = fixed
+    addresses = x.data_ptr(), (x.data_ptr(),) * 6, None, None, x.data_ptr(), (x.data_ptr(),) * 2  # the driver is fake: any will do
+    launch(gx, gy, gz, 0, function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature, (addresses, tail))
     assert stub.launches == before + 1, "as a graph that was captured before would"
 
 
 def test_an_unknown_triton_goes_through_the_jit(stub, monkeypatch) -> None:
     monkeypatch.setattr(module, "_KNOWN", False)
     q, x, launcher = product()
-    assert launcher._go is False and launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
+    assert launcher.ready is False and launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
 
 
 def test_a_cpu_is_never_launched_by_address(stub, monkeypatch) -> None:
@@ -179,5 +181,5 @@ def test_a_cpu_is_never_launched_by_address(stub, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(module, "device_index", lambda tensor: tensor.get_device() if tensor.is_cuda else None)
     q, x, launcher = product()
-    assert launcher.device is None and launcher._go is None
+    assert launcher.device is None and launcher.ready is None
     assert tritonq.matmul(x, q).shape == (3, N)

@@ -111,5 +111,5 @@ def install(folder: Path, capability: tuple[int, int] = (9, 0), devices: int = 1
     from tritonq.kernels import launcher
 
     launcher.device_index = lambda tensor: 0
-    launcher._get_device, launcher._raw_stream = extension.get_device, extension.raw_stream
+    launcher.get_device, launcher.raw_stream = extension.get_device, extension.raw_stream
     return Stub(loaded, extension)

@@ -13,8 +13,8 @@ import torch
 from .._triton import RELEASE, triton
 from ..errors import UnsupportedError
 
-_get_device = getattr(torch._C, "_cuda_getDevice", None)
-_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+get_device = getattr(torch._C, "_cuda_getDevice", None)
+raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 if triton is not None:
     from triton import knobs
@@ -22,11 +22,18 @@ if triton is not None:
 
     # Versions whose C launcher is known: 3.6 has one per signature, 3.7 to 3.9 one for all.
     _KNOWN = (3, 6) <= RELEASE <= (3, 9)
-    _RUNTIME = knobs.runtime
+    # What somebody has set stands in the settings' own dictionary; the defaults are their class's.
+    _RUNTIME, SETTINGS = knobs.runtime, vars(knobs.runtime)
+    _KNOWN = _KNOWN and not getattr(type(_RUNTIME), "debug", True)  # where TRITON_DEBUG was set, every launch is inspected
     _ENTER, _EXIT = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook  # HookChains; tools append to their calls
-    _ENTER_CALLS, _EXIT_CALLS = getattr(_ENTER, "calls", True), getattr(_EXIT, "calls", True)
+    ENTER_CALLS, EXIT_CALLS = getattr(_ENTER, "calls", True), getattr(_EXIT, "calls", True)
 
-ALIGNED = 15  # Triton compiles two versions of a kernel: for addresses that 16 divides, and for others
+UNALIGNED = 15  # bits of an address that 16 does not divide: Triton compiles another version of a kernel for those
+
+
+def watched() -> bool:
+    """Whether Triton is to debug every launch, or to call hooks in the place of its own."""
+    return _RUNTIME.debug or _RUNTIME.launch_enter_hook is not _ENTER or _RUNTIME.launch_exit_hook is not _EXIT
 
 
 def device_index(tensor: torch.Tensor) -> int | None:
@@ -36,7 +43,16 @@ def device_index(tensor: torch.Tensor) -> int | None:
 
 def current_stream(index: int) -> int:
     """Handle of the stream that is current on a GPU."""
-    return _raw_stream(index)
+    return raw_stream(index)
+
+
+def flat(values: tuple):
+    """The members of a tuple, and those of the tuples among them."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from value
+        else:
+            yield value
 
 
 def empty_strided(device: torch.device):
@@ -52,44 +68,36 @@ class Launcher:
     Args:
         kernel: a ``@jit`` function.
         grid: two integers.
-        like: one tensor per tensor parameter, a dtype for one that is not made yet, None for one that is absent.
+        like: one tensor per tensor parameter, a dtype for one that is not made yet, None for one that is absent; in groups or single.
         constants: every other parameter by name, and launch options such as ``num_warps``.
 
-    A call promises that dtypes, device and which tensors are None are those of ``like``: nobody looks again. What else may change from
-    call to call (alignment, hooks, the stream) is read on every call. Calls from several threads and while a CUDA graph is captured are
-    safe.
+    Attributes:
+        ready: what a launch takes, in the order of :func:`tritonq.kernels.bound._runner`: Triton's C launcher and its arguments; then
+            hooks, caches and the entry among these that the kernel came from. None: to be prepared. False: only ``kernel[grid]`` can do it,
+            because of scratch memory, a driver or a version of Triton that is not known, the interpreter.
+
+    Whoever launches promises that dtypes, device and which tensors are None are those of ``like``, and looks at what else may change from
+    call to call: the current device, alignment, hooks, the settings of Triton, whether it still holds the kernel.
     """
 
-    __slots__ = ("kernel", "grid", "device", "dtypes", "constants", "_go", "_lock", "_kept")
+    __slots__ = ("kernel", "grid", "device", "groups", "dtypes", "constants", "ready", "_lock", "_kept")
 
-    def __init__(self, kernel, grid: tuple[int, int], like: tuple[torch.Tensor | torch.dtype | None, ...], constants: dict):
+    def __init__(self, kernel, grid: tuple[int, int], like: tuple, constants: dict):
         self.kernel, self.grid, self.device, self.constants = kernel, (*grid, 1), device_index(like[0]), constants
-        self.dtypes = tuple(value.dtype if isinstance(value, torch.Tensor) else value for value in like)
+        self.groups = tuple(len(each) if isinstance(each, tuple) else None for each in like)
+        self.dtypes = tuple(value.dtype if isinstance(value, torch.Tensor) else value for value in flat(like))
         # Since Triton 3.8 a CompiledKernel that dies unloads its module, also under a CUDA graph that was captured: keep every one.
-        self._go, self._lock, self._kept = None, threading.Lock(), []
+        self.ready, self._lock, self._kept = None, threading.Lock(), []
 
-    def launch(self, bits: int, addresses: tuple[int | None, ...]) -> bool:
-        """Launch on the current stream; ``device`` is the current one. ``bits``: all addresses or-ed.
-
-        False where nothing was launched, and ``kernel[grid]`` has to do it: unaligned addresses, hooks, debugging, scratch memory, a
-        driver or a version of Triton that is not known, the interpreter.
-        """
-        go = self._go or self.prepare()
-        if not go:
-            return False
-        launched = go(bits, addresses)
-        if launched is None:  # Triton's cache was dropped, with what is loaded here: build again, next time
-            self._go = None
-        return bool(launched)
-
-    def prepare(self, *tensors: torch.Tensor | torch.dtype | None):
-        """Compile and load, launching nothing; for tensors that are not aligned too, where given. Again, it does nothing."""
+    def prepare(self, *tensors: torch.Tensor | torch.dtype | tuple | None):
+        """Compile and load, launching nothing; for tensors (as ``like``) that are not aligned too. Again, it does nothing."""
         with self._lock:
-            if self._go is None:
-                self._go = self._build()
-        if self._go and any(isinstance(tensor, torch.Tensor) and tensor.data_ptr() & ALIGNED for tensor in tensors):
+            if self.ready is None:
+                self.ready = self._build()
+        tensors = tuple(flat(tensors))
+        if self.ready and any(isinstance(tensor, torch.Tensor) and tensor.data_ptr() & UNALIGNED for tensor in tensors):
             self._compile(tensors)
-        return self._go
+        return self.ready
 
     def _compile(self, tensors):
         """Triton's compiled kernel, loaded; None where Triton gives none. To Triton, a dtype is an aligned tensor."""
@@ -107,9 +115,9 @@ class Launcher:
             return compiled
 
     def _build(self):
-        """What :meth:`launch` calls, or False where ``kernel[grid]`` has to do it."""
+        """:attr:`ready`."""
         kernel = self.kernel
-        if self.device is None or _get_device is None or not _KNOWN or not isinstance(kernel, JITFunction) or kernel.pre_run_hooks:
+        if self.device is None or get_device is None or not _KNOWN or not isinstance(kernel, JITFunction):
             return False
         compiled = self._compile(self.dtypes)
         if compiled is None or any("tensordesc" in str(kind) for kind in compiled.src.signature.values()):
@@ -119,42 +127,28 @@ class Launcher:
         if not known or getattr(run, "gsan_enabled", False) or metadata.global_scratch_size or metadata.profile_scratch_size:
             return False
         self._kept.append(compiled)
-        return _launch_function(compiled, self)
+        still = kernel.pre_run_hooks, kernel.device_caches, kernel.device_caches[self.device]
+        fixed = *self.grid, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata
+        names, first = kernel.arg_names, len(self.dtypes)
+        if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
+            return _ungrouped(run.launch), *fixed, None, None, tuple(self.constants[name] for name in names[first:]), *still
+        # One function for all, told which arguments to take from which tuples; the constant ones need not be passed to be skipped.
+        from triton.backends.nvidia.driver import annotate_arguments
+
+        kinds = [compiled.src.signature[name] for name in names]
+        each, passed = iter(kinds[:first]), [i for i in range(first, len(names)) if kinds[i] != "constexpr"]
+        grouped = tuple(next(each) if size is None else tuple(next(each) for _ in range(size)) for size in self.groups)
+        annotations = annotate_arguments([grouped, tuple(kinds[i] for i in passed)])
+        return run.launch, *fixed, annotations, run.kernel_signature, tuple(self.constants[names[i]] for i in passed), *still
 
 
-def _launch_function(compiled, launcher: Launcher):
-    """(bits, addresses) -> whether it launched, for :meth:`Launcher.launch`; None where Triton's cache was dropped.
+def _ungrouped(launch):
+    """The C launcher of Triton 3.6 in the form of later ones."""
 
-    Where a tensor is absent, its address is compiled away and never read.
-    """
-    run, (gx, gy, gz), device, kernel = compiled.run, launcher.grid, launcher.device, launcher.kernel
-    function, cooperative, pdl, metadata = compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata
-    first, names, hooks, caches = len(launcher.dtypes), kernel.arg_names, kernel.pre_run_hooks, kernel.device_caches
-    entry, stream, (launch, passed, known) = caches[device], _raw_stream, _c_launcher(compiled, names, first)
-    tail = tuple(launcher.constants[names[i]] for i in passed)
+    def grouped(gx, gy, gz, stream, function, cooperative, pdl, metadata, hooks, enter, leave, scratch, profile, annotations, signature,
+                arguments):  # fmt: skip
+        (x, weight, bias, residual, out, split), constants = arguments
+        launch(gx, gy, gz, stream, function, cooperative, pdl, scratch, profile, metadata, hooks, enter, leave,
+               x, *weight, bias, residual, out, *split, *constants)  # fmt: skip
 
-    def go(bits: int, addresses: tuple) -> bool | None:
-        if (bits & ALIGNED or _ENTER_CALLS or _EXIT_CALLS or _RUNTIME.launch_enter_hook is not _ENTER
-                or _RUNTIME.launch_exit_hook is not _EXIT or _RUNTIME.debug or hooks):  # fmt: skip
-            return False
-        if caches.get(device) is not entry:
-            return None
-        launch(gx, gy, gz, stream(device), function, cooperative, pdl, metadata, None, None, None, None, None, *known, (*addresses, *tail))
-        return True
-
-    return go
-
-
-def _c_launcher(compiled, names: list[str], first: int) -> tuple:
-    """Triton's C launcher in the form of 3.7 and later, which of the arguments from ``first`` on it takes, what tells it their types."""
-    run = compiled.run
-    if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
-        each = run.launch
-
-        def launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, hooks, enter, leave, scratch, profile, arguments):
-            each(gx, gy, gz, stream, function, cooperative, pdl, scratch, profile, metadata, hooks, enter, leave, *arguments)
-
-        return launch, range(first, len(names)), ()
-    # One function for all, told by annotations which arguments to skip; the constant ones need not be passed to be skipped.
-    passed = [i for i in range(first, len(names)) if compiled.src.signature[names[i]] != "constexpr"]
-    return run.launch, passed, ([run.arg_annotations[i] for i in (*range(first), *passed)], run.kernel_signature)
+    return grouped

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .._triton import jit, tl
+from ..errors import InvalidProblemError
 from .launcher import current_stream
 from .numerics import cast
 
@@ -78,9 +79,16 @@ def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
 
 
 def partial_sums(workspace: torch.Tensor | None, sums: int, tiles: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """``sums`` float32 at the start of the caller's workspace (aligned, contiguous), or this stream's own; and a counter a tile."""
+    """``sums`` float32 at the start of the caller's workspace (contiguous), or this stream's own; and a counter a tile.
+
+    Raises:
+        InvalidProblemError: a workspace whose address 16 does not divide; sums are stored 16 bytes at a time.
+    """
+    if workspace is not None and workspace.data_ptr() % 16:
+        raise InvalidProblemError("workspace must start at a multiple of 16 bytes; torch.empty gives one that does")
     index = device.index if device.type == "cuda" else None
-    own, counters = scratch(device, index, 0 if workspace is not None else sums, tiles).tensors
+    stream = None if index is None else current_stream(index)
+    own, counters = scratch(device, index, stream, 0 if workspace is not None else sums, tiles).tensors
     return own if workspace is None else workspace.view(-1).view(torch.uint8)[: 4 * sums].view(torch.float32), counters
 
 
@@ -126,7 +134,7 @@ class Scratch(NamedTuple):
         return cls((sums, counters), (sums.data_ptr(), counters.data_ptr()), sums.numel())
 
 
-_scratch: dict[tuple[int | None, int], Scratch] = {}
+_scratch: dict[int | None, dict[int | None, Scratch]] = {}  # by GPU and stream
 _for_graphs: dict[int, GraphCounters] = {}
 
 
@@ -136,19 +144,23 @@ def reserve(device: torch.device, index: int | None) -> None:
         _for_graphs.setdefault(index, GraphCounters(device)).refill()
 
 
-def scratch(device: torch.device, index: int | None, sums: int, tiles: int) -> Scratch:
+def by_stream(index: int | None) -> dict[int | None, Scratch]:
+    """What the streams of a GPU have; :func:`scratch` makes it."""
+    return _scratch.setdefault(index, {})
+
+
+def scratch(device: torch.device, index: int | None, stream: int | None, sums: int, tiles: int) -> Scratch:
     """At least ``sums`` float32 of any contents, and ``tiles`` counters: zeros that every launch leaves as zeros.
 
     One of each per GPU (``index``; None on the CPU) and stream, because launches on a stream do not overlap; the sums are of few tiles, so
     that they stay below a few MB. A product that is captured in a CUDA graph has its own, since the graph may be replayed on any stream.
     """
-    stream = 0 if index is None else current_stream(index)
     if stream and torch.cuda.is_current_stream_capturing():  # CUDA captures no stream 0
         own = _for_graphs.get(index) or GraphCounters(device)
         return Scratch.of(torch.empty(sums, dtype=torch.float32, device=device), own.take(tiles))
-    found = _scratch.get((index, stream))
+    found = by_stream(index).get(stream)
     if found is None or found.sums < sums:
         reserve(device, index)
         zeros = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device) if found is None else found.tensors[1]
-        found = _scratch[index, stream] = Scratch.of(torch.empty(sums, dtype=torch.float32, device=device), zeros)
+        found = _scratch[index][stream] = Scratch.of(torch.empty(sums, dtype=torch.float32, device=device), zeros)
     return found

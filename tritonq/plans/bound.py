@@ -19,47 +19,65 @@ from ..qtensor import QTensor
 LIMIT = 64
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _lock = threading.RLock()
-_variables, (_backend, _interpret) = environment()
+_variable, _backend = environment()
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _TensorGuards = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 
-def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> Product:
+def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+         workspace: torch.Tensor | None = None) -> Product:  # fmt: skip
     """The product of these arguments, from the weight where it keeps one like it.
 
     Args:
         owner: tells apart who asks: the name of an activation, or the identity of a plan.
         choose: (owner, x, q, bias, residual) -> the plan, after every check.
+        workspace: what :meth:`Product.run` will be given; the plan checks it, all but its address, which ``run`` looks at.
     """
     try:  # the latest
-        if bias is None and residual is None:
-            check, backend, interpret, product = q._products[owner]
-            same = check(x)
+        if residual is None:
+            if workspace is None:
+                if bias is None:
+                    check, backend, product = q._products[owner]
+                    same = check(x)
+                else:
+                    check, backend, product = q._products[owner, "bias"]
+                    same = check(x, bias)
+            elif bias is None:
+                check, backend, product = q._products[owner, "workspace"]
+                same = check(x, workspace)
+            else:
+                check, backend, product = q._products[owner, "bias, workspace"]
+                same = check(x, bias, workspace)
         else:
-            check, backend, interpret, product = q._products[owner, bias is None, residual is None]
-            same = check(x, residual) if bias is None else check(x, bias) if residual is None else check(x, bias, residual)
-        if same and _variables(_backend) == backend and _variables(_interpret) == interpret:
+            check, backend, product = q._products[owner, bias is None, workspace is None]
+            same = check(*[tensor for tensor in (x, bias, residual, workspace) if tensor is not None])
+        if same and _variable(_backend) == backend:
             return product
     except (KeyError, AttributeError, TypeError):  # none yet, no tensor, no QTensor
         pass
-    return _look_up(owner, choose, x, q, bias, residual)
+    product, kept = _look_up(owner, choose, x, q, bias, residual)
+    if workspace is not None:
+        product.plan.check_workspace(workspace, x.device)
+    if kept:
+        _latest(q._products, owner, product, x, bias, residual, workspace)
+    return product
 
 
-def _look_up(owner, choose, x, q, bias, residual) -> Product:
+def _look_up(owner, choose, x, q, bias, residual) -> tuple[Product, bool]:
+    """A product, and whether the weight keeps it."""
     key = None
     # Subclasses of Tensor, and everything while a dispatch mode is active, are judged every time.
     if type(x) in _PLAIN and not _dispatch_modes():
         try:
-            key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variables(_backend), _variables(_interpret)
+            key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variable(_backend)
             if bias is not None or residual is not None:
                 key = *key, _facts(bias), _facts(residual)
             if (product := q._products.get((owner, key))) is not None:
-                _latest(q._products, owner, product, x, bias, residual)
-                return product
+                return product, True
         except (AttributeError, RuntimeError):  # no tensor, no QTensor, a layout without strides
             key = None
     if key is None:
-        return Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
+        return Product(choose(owner, x, q, bias, residual), x, q, bias, residual), False
     with _lock:  # threads that ask for the same at once share one, which compiles and loads once
         product = q._products.get((owner, key))
         if product is None:
@@ -67,15 +85,18 @@ def _look_up(owner, choose, x, q, bias, residual) -> Product:
             while len(q._products) >= LIMIT:
                 del q._products[next(iter(q._products))]
             q._products[owner, key] = product
-            _latest(q._products, owner, product, x, bias, residual)
-    return product
+    return product, True
 
 
-def _latest(products: dict, owner, product: Product, x, bias, residual) -> None:
+def _latest(products: dict, owner, product: Product, x, bias, residual, workspace) -> None:
     """Let the next call of this kind find the product without a key."""
-    tensors = [tensor for tensor in (x, bias, residual) if tensor is not None]
-    kind = owner if len(tensors) == 1 else (owner, bias is None, residual is None)
-    products[kind] = _like(*tensors), _variables(_backend), _variables(_interpret), product
+    tensors = [tensor for tensor in (x, bias, residual, workspace) if tensor is not None]
+    if residual is None:
+        kind = ", ".join(name for name, tensor in (("bias", bias), ("workspace", workspace)) if tensor is not None)
+        kind = (owner, kind) if kind else owner
+    else:
+        kind = owner, bias is None, workspace is None
+    products[kind] = _like(*tensors), _variable(_backend), product
 
 
 def _unlike(*_) -> bool:
@@ -100,11 +121,11 @@ def _facts(tensor: torch.Tensor | None) -> tuple | None:
 class Product:
     """A plan for one weight and one form of the other arguments."""
 
-    __slots__ = ("plan", "kernel", "run", "gathered", "shape", "_workspace")
+    __slots__ = ("plan", "kernel", "run", "gathered", "shape")
 
     def __init__(self, plan, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None):
         """The arguments must be what the plan is for."""
-        desc, entry, self._workspace = plan.desc, plan.kernel, _unlike
+        desc, entry = plan.desc, plan.kernel
         self.plan, self.shape = plan, (*x.shape[:-1], desc.features)
         self.gathered = desc.act_order and not entry.act_order(desc)  # the columns of x are put in the packed order first
         matrix, added = self._matrices(x, q, residual)
@@ -116,19 +137,10 @@ class Product:
 
     def _run(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
              workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        if workspace is not None:
+            self.plan.check_workspace(workspace, x.device)
         matrix, added = self._matrices(x, q, residual)
         return self.kernel.run(matrix, q, bias, added, workspace).view(self.shape)
-
-    def knows(self, workspace: torch.Tensor) -> bool:
-        """Whether it is aligned and like the one that was last found right; False for anything that is no tensor."""
-        try:
-            return self._workspace(workspace) and not workspace.data_ptr() & 15
-        except (TypeError, AttributeError):
-            return False
-
-    def remember(self, workspace: torch.Tensor) -> None:
-        """One that was found right."""
-        self._workspace = _like(workspace)
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Compile and load, launching nothing."""

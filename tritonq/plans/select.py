@@ -54,24 +54,20 @@ class Plan:
             return Status(str(error))
         return Status() if got == self.desc else Status(f"the plan is for {self.desc}, the arguments make {got}; select a plan for them")
 
-    def run(self, *tensors: torch.Tensor | QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
-            workspace: torch.Tensor | None = None):  # fmt: skip
+    def run(self, x: torch.Tensor | QTensor, q: QTensor | None = None, *more, bias: torch.Tensor | None = None,
+            residual: torch.Tensor | None = None, workspace: torch.Tensor | None = None):  # fmt: skip
         """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(x, q, bias=, residual=)`` multiplies, ``run(dy, q)`` goes back to x.
 
         Raises:
             InvalidProblemError: the arguments are not what the plan was made for.
             WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
         """
-        if isinstance(self.desc, MatmulDesc) and len(tensors) == 2:
-            x, q = tensors
-            product = find(id(self), self._choose, x, q, bias, residual)
-            if workspace is not None and not product.knows(workspace):
-                self._check_workspace(workspace, x.device)
-                product.remember(workspace)
-            return product.run(x, q, bias, residual, workspace)
+        if q is not None and type(self.desc) is MatmulDesc and not more:
+            return find(id(self), self._choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
+        tensors = (x, *more) if q is None else (x, q, *more)
         self._expect(*tensors)
         if workspace is not None:
-            self._check_workspace(workspace, tensors[0].device)
+            self.check_workspace(workspace, tensors[0].device)
         with current_device(tensors[0].device):
             if isinstance(self.desc, MatmulBackwardDesc):
                 dy, q = tensors
@@ -98,7 +94,8 @@ class Plan:
         if not (status := self.can_implement(*tensors, **epilogue)):
             raise InvalidProblemError(status.reason)
 
-    def _check_workspace(self, workspace: torch.Tensor, device: torch.device) -> None:
+    def check_workspace(self, workspace: torch.Tensor, device: torch.device) -> None:
+        """Refuse one that :meth:`run` on that device could not use."""
         needed = self.workspace_size()
         right = isinstance(workspace, torch.Tensor) and workspace.layout is torch.strided and workspace.nbytes >= needed
         if not right or workspace.device.type == "meta":
