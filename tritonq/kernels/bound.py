@@ -40,12 +40,14 @@ class BoundMatmul:
             self.launcher, dtype, device = None, x.dtype, x.device
             self.run = lambda x, q, bias, residual, workspace=None: torch.empty(shape, dtype=dtype, device=device)
             return
-        sizes = {"partial_size": m * n} if split else {}
+        # What is not there has a step of None: a compiled kernel has no such argument, and every one costs a launch some nanoseconds.
+        sizes = {"partial_size": m * n if self._sums else None} if split else {}
+        added = (None, None) if residual is None else residual.stride()
         absent = (None, None) if split else ()
         self._like = weight, x.dtype, (torch.float32, torch.int32) if self._sums else absent
         self.launcher = gpu.Launcher(kernel, grid, self._tensors(x, bias, residual), {
-            "M": m, "N": n, "K": k, "x_row": x.stride(0), "x_col": x.stride(1), "bias_step": 0 if bias is None else bias.stride(0),
-            "residual_row": 0 if residual is None else residual.stride(0), "residual_col": 0 if residual is None else residual.stride(1),
+            "M": m, "N": n, "K": k, "x_row": x.stride(0), "x_col": x.stride(1), "bias_step": None if bias is None else bias.stride(0),
+            "residual_row": added[0], "residual_col": added[1],
             "enable_fp_fusion": True, **sizes, **constants,  # said aloud: the default is about to change in Triton
         })  # fmt: skip
         own = [*map(id, q.flat())]  # other tensors, such as a table of levels, stay where they are

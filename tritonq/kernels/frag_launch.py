@@ -129,7 +129,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
         weight=(q.packed, scale, q.zero_point, q.second_scale if q.scheme.recipe == "nv" else None, table,
                 q.column_order if gathers(m, q.scheme) else None),
         constants={
-            "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": 0 if q.zero_point is None else q.zero_point.shape[1],
+            "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": None if q.zero_point is None else q.zero_point.shape[1],
             "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
             "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
