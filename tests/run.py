@@ -32,8 +32,8 @@ GROUPS = {
     "oldest": (
         "tests/compiled/test_quantize_layouts.py",  # quantize_frag, quantize_ksplit
         "tests/compiled/test_dequantize.py",  # dequantize_rows, dequantize_tiles
-        "tests/compiled/test_every_scheme.py::test_sm_90[int4-bfloat16]",  # quantize_rows
-        "tests/compiled/test_every_scheme.py::test_sm_90[uint4-float32]",
+        "tests/compiled/test_every_scheme.py::test_sm_90[int4-float16]",  # quantize_rows
+        "tests/compiled/test_every_scheme.py::test_sm_90[uint4-bfloat16]",
         "tests/compiled/test_every_scheme.py::test_sm_90[nvfp4-float16]",  # range_partials
         "tests/compiled/test_every_scheme.py::test_sm_90_every_format_and_granularity[fp4_bnb.column-float32]",  # quantize_area
         "tests/compiled/test_every_scheme.py::test_sm_90_every_format_and_granularity[fp4_bnb.b3x5-bfloat16]",

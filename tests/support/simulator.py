@@ -1,21 +1,25 @@
 """``kernel[grid](cpu tensors)`` compiles for a CUDA architecture and runs the PTX on the CPU: the third way to run a kernel.
 
 ``install(arch=90)`` redirects every ``@triton.jit`` launch of this process until ``uninstall()``. Compiled kernels are kept per
-specialisation, as the JIT keeps them. ``TRITON_INTERPRET`` must not be set.
+specialisation, as the JIT keeps them. ``TRITON_INTERPRET`` must not be set. Compilation ends with PTX, an eighth of the time of
+tests/compiled less: what ptxas makes of the kernels is asked by the tests of machine code, and here under ``TRITONQ_TEST_FULL=1``.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from tritonq.codegen.compiler import compile_source
 from tritonq.codegen.launches import Specialisation, specialise
 
 from . import ptx_sim
+from .shapes import FULL
 
 _real_run = JITFunction.run
 _kernels: dict = {}
@@ -51,6 +55,25 @@ def _freeze(value):
     return (type(value).__name__, value if isinstance(value, (int, float, str, bool, type(None))) else id(value))
 
 
+def _no_machine_code(*stage_arguments):
+    """Triton's hook on the stages of a compilation; without arguments it is asked for its part of the cache's key."""
+    if not stage_arguments:
+        return "no machine code", "no machine code"
+    stages = stage_arguments[1]
+    stages["cubin"] = lambda ptx, metadata: b""
+    return None
+
+
+@contextlib.contextmanager
+def _as_far_as_ptx() -> Iterator[None]:
+    """Kernels without machine code have a cache of their own: Triton 3.6 does not ask the hook for a key."""
+    with knobs.cache.scope(), knobs.runtime.scope():
+        if not FULL:
+            knobs.cache.dir = os.path.join(knobs.cache.dir, "ptx")
+            knobs.runtime.add_stages_inspection_hook = _no_machine_code
+        yield
+
+
 def _compile(kernel: JITFunction, spec: Specialisation, options: dict):
     key = (
         id(kernel),
@@ -61,7 +84,8 @@ def _compile(kernel: JITFunction, spec: Specialisation, options: dict):
         tuple(sorted((name, _freeze(value)) for name, value in options.items())),
     )
     if key not in _kernels:
-        compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
+        with _as_far_as_ptx():
+            compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
         _kernels[key] = compiled, kernel, spec.constexprs  # the last two keep the identities in the key alive
         _current.compiles += 1
     return _kernels[key][0]
