@@ -25,6 +25,11 @@ class _Pointer:
         self.data_ptr, self.dtype = lambda: address, dtype
 
 
+def _addresses(arguments: tuple) -> tuple:
+    """What a C launcher was given, its last argument before constants: of Triton 3.6, and within a tuple of later ones."""
+    return arguments[-2] if len(arguments) == 15 else arguments[-1][0]
+
+
 def launches(stub, call) -> list[dict | None]:
     """What reached the driver without ``kernel[grid]`` during ``call``, made twice; each is the same as what ``kernel[grid]`` sends.
 
@@ -41,7 +46,7 @@ def launches(stub, call) -> list[dict | None]:
         def both(*arguments):
             found[0](*arguments)
             seen.append(stub.last())
-            pointers = [at and _Pointer(at, dtype) for at, dtype in zip(flat(arguments[-1][0]), self.dtypes, strict=True)]
+            pointers = [at and _Pointer(at, dtype) for at, dtype in zip(flat(_addresses(arguments)), self.dtypes, strict=True)]
             self.kernel[self.grid](*pointers, **self.constants)
             assert seen[-1] == stub.last(), "what reached the driver is what kernel[grid] sends"
 

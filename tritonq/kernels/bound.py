@@ -134,8 +134,12 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
             if hooks or caches.get(index) is not entry:
                 launcher.ready = None  # what is loaded left Triton's cache: load again, next time
                 return through_jit(x, bias, residual, out, workspace)
-            launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature,
-                   ((x_at, addresses, bias_at, residual_at, out.data_ptr(), split), tail))  # fmt: skip
+            tensors = x_at, addresses, bias_at, residual_at, out.data_ptr(), split
+            if annotations is None:  # Triton 3.6
+                launch(gx, gy, gz, stream, function, cooperative, pdl, None, None, metadata, None, None, None, tensors, tail)
+            else:
+                launch(gx, gy, gz, stream, function, cooperative, pdl, metadata, None, None, None, None, None, annotations, signature,
+                       (tensors, tail))  # fmt: skip
             return out
         finally:
             if current != index:

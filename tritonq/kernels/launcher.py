@@ -7,6 +7,7 @@ device and the stream, and to call Triton's C launcher. docs/launch.md holds the
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import torch
 
@@ -128,27 +129,17 @@ class Launcher:
             return False
         self._kept.append(compiled)
         still = kernel.pre_run_hooks, kernel.device_caches, kernel.device_caches[self.device]
-        fixed = *self.grid, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata
+        # What is constant to the compiled kernel need not be passed, and tuples are flattened by the C launcher.
         names, first = kernel.arg_names, len(self.dtypes)
-        if not hasattr(run, "kernel_signature"):  # Triton 3.6: a function per signature, which takes every argument
-            return _ungrouped(run.launch), *fixed, None, None, tuple(self.constants[name] for name in names[first:]), *still
-        # One function for all, told which arguments to take from which tuples; the constant ones need not be passed to be skipped.
-        from triton.backends.nvidia.driver import annotate_arguments
-
         kinds = [compiled.src.signature[name] for name in names]
         each, passed = iter(kinds[:first]), [i for i in range(first, len(names)) if kinds[i] != "constexpr"]
         grouped = tuple(next(each) if size is None else tuple(next(each) for _ in range(size)) for size in self.groups)
-        annotations = annotate_arguments([grouped, tuple(kinds[i] for i in passed)])
-        return run.launch, *fixed, annotations, run.kernel_signature, tuple(self.constants[names[i]] for i in passed), *still
+        signature = grouped, tuple(kinds[i] for i in passed)
+        if hasattr(run, "kernel_signature"):  # one function for all, told which arguments to take from which tuples
+            from triton.backends.nvidia.driver import annotate_arguments
 
-
-def _ungrouped(launch):
-    """The C launcher of Triton 3.6 in the form of later ones."""
-
-    def grouped(gx, gy, gz, stream, function, cooperative, pdl, metadata, hooks, enter, leave, scratch, profile, annotations, signature,
-                arguments):  # fmt: skip
-        (x, weight, bias, residual, out, split), constants = arguments
-        launch(gx, gy, gz, stream, function, cooperative, pdl, scratch, profile, metadata, hooks, enter, leave,
-               x, *weight, bias, residual, out, *split, *constants)  # fmt: skip
-
-    return grouped
+            launch, told = run.launch, (annotate_arguments(signature), run.kernel_signature)
+        else:  # Triton 3.6: a function per signature
+            launch, told = type(run)(SimpleNamespace(signature=dict(enumerate(signature)), constants={}), metadata).launch, (None, None)
+        return (launch, *self.grid, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata, *told,
+                tuple(self.constants[names[i]] for i in passed), *still)  # fmt: skip
