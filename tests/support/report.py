@@ -62,16 +62,16 @@ TAIL = """
 | step | int4.g128 | nf4.g64 | why not fewer |
 | --- | --: | --: | --- |
 | bfloat16 to float32 | 1.0 | 1.0 | shift or mask; the quotient needs 24 bits |
-| magnitude | 0.9 | 0.9 | one maximum per element with a free absolute value, NaN kept; packed 16-bit maxima would take 0.5 |
+| magnitude | 0.9 | 0.9 | one maximum per element with a free absolute value, NaN kept; packed 16-bit maxima take 0.35 and their absolute values 0.5 |
 | quotient and rounding | 2.0 | 2.0 | fused multiply-add that places ties or bounds exactly, addition that rounds; no division |
 | search by table | - | 3.0 | cell number, its mask, entry from a neighbouring lane |
 | packing | 1.1 | 1.1 | one multiply-add per code, two operations per word |
 | the rest | 2.0 | 1.6 | addresses, reductions, scale, 16-byte loads and stores, branch to the slow path |
 
 Bit for bit IEEE results rule out the targets of 3 (int4) and 8 (nf4) instructions with portable Triton: widening, magnitude, multiply-add,
-rounding and packing are one instruction each per element, 5 for int4 and 8 for nf4 before any address or scale. Two packed PTX instructions
-would lower that to about 3.6 and 6.5 (`max.NaN.bf16x2`: 0.5 per element for the magnitude; `cvt.rn.f16x2.f32`: rounding and half of the
-packing at once); they are inline assembly, and neither the interpreter nor AMD has them.
+rounding and packing are one instruction each per element, 5 for int4 and 8 for nf4 before any address or scale.
+`cvt.rn.f16x2.f32` would do the rounding and half of the packing at once, about 0.5 less; it is inline assembly, and neither the interpreter nor
+AMD has it. `max.NaN.bf16x2`, which LLVM makes of 16-bit maxima by itself, was compiled and gains nothing.
 
 ## Where dequantize's instructions go
 
