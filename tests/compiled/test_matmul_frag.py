@@ -49,7 +49,7 @@ def check(scheme, m, n, k, dtype, simulator, exact=False, instruction="mma.sync"
         assert same_bits(results[0], want), f"{int((results[0] != want).sum())} differ"
     else:
         assert within(results[0], x, row, plan)
-    assert not split_k.scratch(torch.device("cpu"), None, 0, 1).tensors[1].any()
+    assert not split_k.scratch(torch.device("cpu"), None, None, 0, 1).tensors[1].any()
     for t in (x, q.packed, q.stored_scale):
         check_fence(t)
 
