@@ -25,14 +25,15 @@ def compare(cases, monkeypatch) -> None:
 @on((F64, 90), (F32, 90), (F16, 90), (BF16, 90), (F32, 80))
 def test_affine_plans(dtype, simulator, monkeypatch):
     cases = list(seed_cases.affine(dtype, torch.int8 if dtype != torch.float16 else torch.uint8))
-    compare(cases[:8] + cases[32:36] + cases[40:44] + cases[-2:], monkeypatch)  # per tensor, channel, token, group, fake
+    some = cases[:8] + cases[32:36] + cases[40:44] + cases[-2:]  # per tensor, channel, token, group, fake
+    compare(some if simulator.arch == 90 else some[::5], monkeypatch)  # on sm_80 each of four kinds with another granularity
     assert simulator.launches
 
 
 @on((F64, 90), (F32, 90), (F16, 90), (BF16, 90), (F32, 80))
 def test_dynamic_range(dtype, simulator, monkeypatch):
     cases = list(seed_cases.dynamic_range(dtype, torch.int8, d=1100 if dtype == F32 else 70))
-    compare(cases if dtype == F32 else cases[1::4], monkeypatch)
+    compare(cases[1::4] if dtype != F32 else cases if simulator.arch == 90 else cases[::3], monkeypatch)
     assert simulator.launches
 
 

@@ -1,7 +1,8 @@
-"""Runs checks on several gloo ranks, one spawn for all of them: a process that imports torch costs seconds."""
+"""Runs checks on several gloo ranks, one start for all of them. Importing torch costs seconds: ranks fork from a process that did."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pathlib
 import socket
@@ -23,8 +24,10 @@ def run(checks: Sequence[Check], ranks: int, folder: pathlib.Path) -> dict[str, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     names = [check.__name__ for check in checks]
+    # A server that has imported what the checks need, as far as it is installed, and run nothing: where autograd ran, a fork would not do.
+    multiprocessing.set_forkserver_preload([*sorted({check.__module__ for check in checks}), "peft"])
     try:
-        torch.multiprocessing.spawn(_rank, (ranks, port, folder, checks), nprocs=ranks)
+        torch.multiprocessing.start_processes(_rank, (ranks, port, folder, checks), nprocs=ranks, start_method="forkserver")
         end = "did not run"
     except Exception as error:
         end = f"did not run: {error}"[-600:]
