@@ -62,7 +62,7 @@ TAIL = """
 | step | int4.g128 | nf4.g64 | why not fewer |
 | --- | --: | --: | --- |
 | bfloat16 to float32 | 1.0 | 1.0 | shift or mask; the quotient needs 24 bits |
-| magnitude | 0.9 | 0.9 | one maximum per element with a free absolute value, NaN kept; packed 16-bit maxima take 0.35 and their absolute values 0.5 |
+| magnitude | 0.9 | 0.9 | one maximum per element, its absolute value free, NaN kept; packed 16-bit: 0.35, and 0.5 for absolute values |
 | quotient and rounding | 2.0 | 2.0 | fused multiply-add that places ties or bounds exactly, addition that rounds; no division |
 | search by table | - | 3.0 | cell number, its mask, entry from a neighbouring lane |
 | packing | 1.1 | 1.1 | one multiply-add per code, two operations per word |
@@ -70,8 +70,8 @@ TAIL = """
 
 Bit for bit IEEE results rule out the targets of 3 (int4) and 8 (nf4) instructions with portable Triton: widening, magnitude, multiply-add,
 rounding and packing are one instruction each per element, 5 for int4 and 8 for nf4 before any address or scale.
-`cvt.rn.f16x2.f32` would do the rounding and half of the packing at once, about 0.5 less; it is inline assembly, and neither the interpreter nor
-AMD has it. `max.NaN.bf16x2`, which LLVM makes of 16-bit maxima by itself, was compiled and gains nothing.
+`cvt.rn.f16x2.f32` would do the rounding and half of the packing at once, about 0.5 less; it is inline assembly, and neither the interpreter
+nor AMD has it. `max.NaN.bf16x2`, which LLVM makes of 16-bit maxima by itself, was compiled and gains nothing.
 
 ## Where dequantize's instructions go
 
