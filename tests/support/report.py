@@ -127,9 +127,10 @@ Where things are, for whoever changes it:
   per weight for code books and 0.3 for 8-bit floats.
 - **Two pipes.** Look-ups (`PRMT`), logic and shifts run on the integer pipe, 64 lanes of a multiprocessor; multiplications (`IMAD`,
   `HFMA2`, `FFMA`) on another. A code book is bound by the first, so its asm complements, shifts and partly interleaves by
-  multiplication: of NF4's 3.4 instructions per weight 2.0 are on the integer pipe (`MATMUL_FRAG_ALU` in the budgets), where 2.5 of
+  multiplication: of NF4's 3.3 instructions per weight 2.0 are on the integer pipe (`MATMUL_FRAG_ALU` in the budgets), where 2.5 of
   3.45 were. In PTX the factors have to be loaded; ptxas turns known ones back into logic.
 - **Scales** are loaded once per group and row and multiply sums, not weights: a group of 128 costs one multiplication per 128 columns.
+  Those of all dots of a step come in one load; a load, its addresses and its commit per dot took up to 0.5 instructions per weight more.
   A dot never spans two groups; DOT is the largest power of two that divides the group, BLOCK_K at most, 16 at least.
 - **x is copied ahead and W too.** Before 3.9 Triton puts no proxy fence between `cp.async` and the `wgmma` that reads what it wrote;
   `proxy_fence` does, behind the wait of the same pass, and the lint looks for it in the PTX.

@@ -104,13 +104,13 @@ def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.
 def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int], arch: int | None) -> dict:
     scheme, (_, k) = q.scheme, q.shape
     fmt, affine = scheme.format, scheme.format.affine and not scheme.float_zero
-    pattern = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: None}
+    pattern = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: "rows"}
     zero = frag.loaded_dtype(scheme.zero_format(q.dtype).dtype) if scheme.float_zero else None
     how = unpacker(fmt, dtype, affine, arch)
     return {
         "NAME": kernel_name(scheme), "BITS": fmt.bits, "ASM": how.asm, "CONSTRAINTS": how.constraints, "FACTOR": how.factor,
         "ZERO_ASM": zero_point_asm(dtype) if affine else None, "GROUP": group_constant(scheme, k), "DOT": dot_columns(k, scheme, config),
-        "SCALE": pattern[frag.scale_dtype(scheme, q.dtype)], "FLOAT_ZERO": None if zero is None else pattern[zero] or "rows",
+        "SCALE": pattern[frag.scale_dtype(scheme, q.dtype)], "FLOAT_ZERO": None if zero is None else pattern[zero],
     }  # fmt: skip
 
 

@@ -69,10 +69,9 @@ def halves(t):
 
 
 @jit
-def row_values(at, A: tl.constexpr, PATTERN: tl.constexpr):
-    """float32 ``[A * 64]`` scales or zero points. PATTERN None: float32 rows; else that 16-bit type, rows g and g + 8 in a word."""
-    s = tl.load(at)
-    if PATTERN is None:
+def row_values(s, A: tl.constexpr, PATTERN: tl.constexpr):
+    """float32 ``[A * 64]`` scales or zero points. PATTERN "rows": these; else that 16-bit type, rows g and g + 8 in a word."""
+    if PATTERN == "rows":
         r = s
     else:
         if tl.float16 == PATTERN:

@@ -41,36 +41,59 @@ def in_order(order_ptr, k, K, EVEN_K: tl.constexpr):
 
 
 @jit
+def by_dot(at, column, row, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr):
+    """``[pairs of rows or rows, COLUMNS / DOT]``: for every dot of a step what lies at ``at`` for its group, in one load."""
+    group = (column + tl.arange(0, COLUMNS // DOT) * DOT) // GROUP
+    return tl.load(at[:, None] + group[None, :] * row)
+
+
+@jit
 def add_columns(
-    acc, w, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
-    A: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
-    FACTOR: tl.constexpr, EVEN_K: tl.constexpr,
+    acc, w, x_at, order_ptr, column, x_col, scale, zero, K,
+    A: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr, FACTOR: tl.constexpr,
+    EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """acc plus COLUMNS columns, in dots of DOT of them; each dot has one group: scale * (w @ x).
 
-    With FLOAT_ZERO also zero * (column sums of x), which a product with FACTOR leaves in the same registers, too large as w is.
+    scale, zero: as :func:`by_dot` loads them, or float32 rows that all dots share. With FLOAT_ZERO also zero * (column sums of x), which a
+    product with FACTOR leaves in the same registers, too large as w is.
     """
     if COLUMNS == DOT:
-        group = 0 if GROUP == 0 else column // GROUP
         k = column + tl.arange(0, DOT)
         if order_ptr is not None:  # x_at is where column 0 lies
             x_at += in_order(order_ptr, k, K, EVEN_K) * x_col
         x = load_x(x_at, k, K, EVEN_K)
-        scale = row_values(scale_at + group * scale_row, A, SCALE) if row_scale is None else row_scale
-        acc += tl.dot(w, x) * scale[:, None]
+        acc += tl.dot(w, x) * rows_of_dot(scale, A, SCALE)[:, None]
         if FLOAT_ZERO is not None:
             sums = tl.dot(tl.full(w.shape, FACTOR, w.dtype), x)
-            acc += sums * row_values(zero_at + group * zero_row, A, None if FLOAT_ZERO == "rows" else FLOAT_ZERO)[:, None]
+            acc += sums * rows_of_dot(zero, A, FLOAT_ZERO)[:, None]
     else:
         HALF: tl.constexpr = COLUMNS // 2
         w1, w2 = halves(w)
-        acc = add_columns(acc, w1, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
-                          A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+        scale1, scale2 = half_dots(scale)
+        zero1, zero2 = half_dots(zero)
+        acc = add_columns(acc, w1, x_at, order_ptr, column, x_col, scale1, zero1, K, A, HALF, DOT, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)
         if order_ptr is None:
             x_at += HALF * x_col
-        acc = add_columns(acc, w2, x_at, order_ptr, column + HALF, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
-                          A, HALF, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+        acc = add_columns(acc, w2, x_at, order_ptr, column + HALF, x_col, scale2, zero2, K, A, HALF, DOT, SCALE, FLOAT_ZERO, FACTOR,
+                          EVEN_K)  # fmt: skip
     return acc
+
+
+@jit
+def half_dots(t):
+    """Those of the first and of the second half of the dots; what all of them share, twice."""
+    if len(t.shape) == 1:
+        first, second = t, t
+    else:
+        first, second = halves(t)
+    return first, second
+
+
+@jit
+def rows_of_dot(t, A: tl.constexpr, PATTERN: tl.constexpr):
+    """float32 ``[A * 64]``: those of one dot, by :func:`row_values`; what all dots share is that already."""
+    return t if len(t.shape) == 1 else row_values(t.reshape(t.shape[0]), A, PATTERN)
 
 
 @jit
@@ -135,9 +158,8 @@ def matmul_frag(
 
     factor_ptr: a float32 for the whole matrix. marks: the row of the scales that is NaN for rows of W that hold a NaN, else 0; or None.
     BITS of a code; 3 lie in a plane of 2 and a plane of 1. ASM, CONSTRAINTS, FACTOR: fragment_asm.Unpacker. ZERO_ASM: for integer zero
-    points, else None. GROUP 0: one group per row. DOT: columns of one dot, all of one group. SCALE: None for float32 rows, else the 16-bit
-    type of pairs. FLOAT_ZERO: None, "rows" for float32 offsets, else the 16-bit type of pairs. GATED: BLOCK_N is 64, 32 rows of the gate
-    and the 32 of up that go with them.
+    points, else None. GROUP 0: one group per row. DOT: columns of one dot, all of one group. SCALE: "rows" for float32, else the 16-bit
+    type of pairs. FLOAT_ZERO: None, or as SCALE. GATED: BLOCK_N is 64, 32 rows of the gate and the 32 of up that go with them.
     """
     tile_n = tl.program_id(0) // tiles_m
     tile_m = tl.program_id(0) % tiles_m
@@ -164,7 +186,7 @@ def matmul_frag(
     x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row
     if order_ptr is None:
         x_at += (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
-    scale_at = scale_ptr + (rows if SCALE is None else pairs)
+    scale_at = scale_ptr + (rows if SCALE == "rows" else pairs)
     zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
     if table_ptr is not None:
         # Loaded, each pair of rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform registers, and
@@ -177,7 +199,9 @@ def matmul_frag(
             spread(tl.load(at + 384), A, B, 1), spread(tl.load(at + 448), A, B, 1),
             spread(tl.load(at + 512), A, B, 1), spread(tl.load(at + 576), A, B, 1),
         )  # fmt: skip
-    row_scale = row_values(scale_at, A, SCALE) if GROUP == 0 else None
+    if GROUP == 0:
+        scale = row_values(tl.load(scale_at), A, SCALE)
+        zero = scale if FLOAT_ZERO is None else row_values(tl.load(zero_at), A, FLOAT_ZERO)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in tl.range(first_step, last_step, num_stages=STAGES):
         column = step * BLOCK_K
@@ -194,8 +218,10 @@ def matmul_frag(
         w = unpack(first, second, A, B, ASM, CONSTRAINTS, DTYPE)
         if FENCE:
             proxy_fence(step)
-        acc = add_columns(acc, w, x_at, order_ptr, column, x_col, row_scale, scale_at, scale_row, zero_at, zero_row, K,
-                          A, BLOCK_K, DOT, GROUP, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)  # fmt: skip
+        if GROUP > 0:
+            scale = by_dot(scale_at, column, scale_row, BLOCK_K, DOT, GROUP)
+            zero = scale if FLOAT_ZERO is None else by_dot(zero_at, column, zero_row, BLOCK_K, DOT, GROUP)
+        acc = add_columns(acc, w, x_at, order_ptr, column, x_col, scale, zero, K, A, BLOCK_K, DOT, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)
         w_at += BLOCK_K * PLANE * 2
         if BITS == 3:
             upper_at += BLOCK_K * 2
@@ -204,6 +230,6 @@ def matmul_frag(
     if factor_ptr is not None:
         acc = acc * tl.load(factor_ptr)
     if marks is not None:
-        acc += row_values(scale_at + marks * scale_row, A, SCALE)[:, None]
+        acc += row_values(tl.load(scale_at + marks * scale_row), A, SCALE)[:, None]
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
                  partial_size, ACTIVATION, GATED, FACTOR, SPLIT_K)  # fmt: skip
