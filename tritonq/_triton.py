@@ -23,7 +23,9 @@ except ImportError:
 # (3, 9) for Triton 3.9.0; None without Triton.
 RELEASE = None if triton is None else tuple(int(part) for part in triton.__version__.split(".")[:2])
 
+# Before 3.9 Triton puts no proxy fence between an asynchronous copy and the wgmma that reads what it wrote.
+LACKS_PROXY_FENCE = RELEASE is not None and RELEASE < (3, 9)
 # Whether Triton interprets the functions that @jit makes from here on: it looks at TRITON_INTERPRET when it makes one, never again.
 INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
-__all__ = ["INTERPRETED", "RELEASE", "jit", "tl", "triton"]
+__all__ = ["INTERPRETED", "LACKS_PROXY_FENCE", "RELEASE", "jit", "tl", "triton"]

@@ -13,7 +13,7 @@ import triton.language as tl
 from tests.compiled.test_codegen import _many_live_values
 from tests.support import feature_kernels as kernels
 from tritonq import DequantizeDesc, MatmulDesc, QuantizeDesc, Scheme
-from tritonq._triton import RELEASE
+from tritonq._triton import LACKS_PROXY_FENCE
 from tritonq.codegen import EXPECTED, Expected, Row, examine, occupancy, rules, violations
 from tritonq.codegen import budgets as tables
 from tritonq.codegen.compiler import Report, compile_kernel, parse_warnings, ptxas_warnings
@@ -122,7 +122,7 @@ def test_wgmma_in_flight_is_read_from_real_code():
 def test_wgmma_without_a_proxy_fence(good):
     signature = {"a": "*fp16", "b": "*fp16", "out": "*fp32", "K": "i32"}
     report = compile_kernel(kernels.pipelined_dot, signature, {"M": 64, "N": 32, "BK": 64}, divisible={"K"}, num_warps=4, num_stages=3)
-    assert "cp.async.wait" in report.ptx and ("proxy fence" in broken(with_kernel(good, report))) is (RELEASE < (3, 9))
+    assert "cp.async.wait" in report.ptx and ("proxy fence" in broken(with_kernel(good, report))) is LACKS_PROXY_FENCE
     bare = re.sub(r"fence\.proxy\.async\S*", "", report.ptx)
     fenced = bare.replace("wgmma.fence", "fence.proxy.async.shared::cta;\n wgmma.fence")
     assert "proxy fence" not in broken(with_kernel(good, dataclasses.replace(report, ptx=fenced)))

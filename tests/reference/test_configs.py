@@ -297,15 +297,15 @@ def test_rules_say_what_they_refuse(change, says):
 
 def test_wgmma_reads_no_asynchronous_copies_before_triton_3_9(monkeypatch):
     """matmul_frag puts the fence itself; the portable kernels leave it to Triton."""
-    from tritonq.plans import matmul_rules
+    from tritonq.plans import ksplit_entry
 
     frag, ksplit = (next(kernel for kernel in KERNELS if kernel.name == name) for name in ("matmul_frag", "matmul_ksplit"))
     desc = dataclasses.replace(problem(), layout="ksplit")
     wide = {**ksplit.config(desc), "num_warps": 4, "STAGES": 3, "BLOCK_N": 64}
-    monkeypatch.setattr(matmul_rules, "RELEASE", (3, 6))
+    monkeypatch.setattr(ksplit_entry, "LACKS_PROXY_FENCE", True)
     assert "STAGES=1" in ksplit.config_ok(desc, wide).reason and ksplit.config_ok(desc, wide | {"STAGES": 1})
     assert frag.config_ok(problem(), ENTRY.config | {"num_warps": 4, "STAGES": 3})
-    monkeypatch.setattr(matmul_rules, "RELEASE", (3, 9))
+    monkeypatch.setattr(ksplit_entry, "LACKS_PROXY_FENCE", False)
     assert ksplit.config_ok(desc, wide)
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from .._triton import RELEASE, tl, triton
+from .._triton import LACKS_PROXY_FENCE, tl, triton
 from ..formats import Format
 from ..layouts import frag, frag_codes
 from ..layouts.byte_planes import byte_planes
@@ -18,8 +18,6 @@ from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES
 
-# From this Triton on the compiler itself puts a proxy fence between cp.async and wgmma.
-FENCED = (3, 9)
 GATED_ROWS = 32  # of the gate, and as many of up, in a program with a gated activation
 
 
@@ -133,7 +131,7 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
             "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
             "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
-            "FENCE": config["num_warps"] % 4 == 0 and RELEASE < FENCED and (arch is None or arch >= 90),
+            "FENCE": config["num_warps"] % 4 == 0 and LACKS_PROXY_FENCE and (arch is None or arch >= 90),
             **_constants(q, x.dtype, config, arch), **config,
         },
     )  # fmt: skip

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import torch
 
+from .._triton import LACKS_PROXY_FENCE
 from ..kernels import ksplit_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.ksplit_codes import codec
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, ksplit
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
+from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
-from .matmul_rules import fence_ok, splits_ok
+from .matmul_rules import splits_ok
 from .registry import KernelEntry
 from .space import Config, among, around
 from .space import space as configs
@@ -52,7 +53,15 @@ def config_ok(desc: MatmulDesc, config: Config) -> Status:
         return status
     if isinstance(desc.target.arch, str) and config["BLOCK_M"] < 16:
         return Status(f"BLOCK_M must be 16 or more on AMD, whose matrix instructions take 16 rows, got {config['BLOCK_M']}")
-    return splits_ok(desc, config, -(-desc.k // ksplit.BLOCK)) and fence_ok(desc.target, config)
+    return splits_ok(desc, config, -(-desc.k // ksplit.BLOCK)) and _fence_ok(desc.target, config)
+
+
+def _fence_ok(target: Target, config: Config) -> Status:
+    """Whether what wgmma reads is sure to be there."""
+    wgmma = target.arch == 90 and config["num_warps"] % 4 == 0 and config["BLOCK_N"] >= 64
+    if wgmma and config["STAGES"] > 1 and LACKS_PROXY_FENCE:
+        return Status(f"num_warps={config['num_warps']} is wgmma on sm_90, which needs STAGES=1 before Triton 3.9, got {config['STAGES']}")
+    return OK
 
 
 def space(desc: MatmulDesc) -> list[Config]:
