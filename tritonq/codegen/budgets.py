@@ -17,7 +17,7 @@ MATMUL_FRAG = {
     ("uint4.g128.fz", "float16", 8): 2.1, ("uint4.g128.fz", "bfloat16", 16): 2.55,
     ("int4.g64", "float16", 8): 1.8, ("int4.g32", "float16", 8): 2.05, ("int4.channel", "float16", 8): 1.6,
     ("int4.g256", "bfloat16", 8): 1.7,
-    ("nf4.g64", "bfloat16", 8): 3.35, ("nf4.g64", "bfloat16", 16): 3.6, ("nf4.g64", "float16", 8): 3.35, ("nf4.g64", "bfloat16", 32): 4.3,
+    ("nf4.g64", "bfloat16", 8): 3.35, ("nf4.g64", "bfloat16", 16): 3.65, ("nf4.g64", "float16", 8): 3.35, ("nf4.g64", "bfloat16", 32): 4.3,
     ("fp4_bnb.g64", "float16", 8): 3.35, ("mxfp4", "bfloat16", 8): 3.65, ("nvfp4", "bfloat16", 8): 4.15, ("nvfp4", "bfloat16", 32): 6.05,
     ("int8.channel", "float16", 8): 1.6, ("int8.channel", "bfloat16", 16): 1.85, ("int8.channel", "bfloat16", 32): 2.6,
     ("uint8.channel", "float16", 8): 1.6, ("int8.g128", "float16", 8): 1.65, ("int8.g128", "bfloat16", 8): 1.65,
@@ -27,9 +27,9 @@ MATMUL_FRAG = {
     ("int2.g128", "bfloat16", 8): 1.6, ("int2.g128", "float16", 16): 1.9, ("uint3.g128.fz", "float16", 32): 3.15,
     ("int4.g48", "float16", 8): 2.65,
     # wgmma, once per 64 rows of x
-    ("int4.g128", "float16", 64): 3.45, ("int4.g128", "bfloat16", 64): 3.45, ("uint4.g128", "bfloat16", 64): 3.6,
-    ("uint4.g128.fz", "bfloat16", 64): 4.8, ("nf4.g64", "bfloat16", 64): 5.2, ("nvfp4", "bfloat16", 64): 9.2,
-    ("mxfp4", "bfloat16", 64): 6.55,
+    ("int4.g128", "float16", 64): 3.45, ("int4.g128", "bfloat16", 64): 3.45, ("uint4.g128", "bfloat16", 64): 3.7,
+    ("uint4.g128.fz", "bfloat16", 64): 4.8, ("nf4.g64", "bfloat16", 64): 5.3, ("nvfp4", "bfloat16", 64): 9.2,
+    ("mxfp4", "bfloat16", 64): 6.65,
     ("int8.channel", "bfloat16", 64): 3.15, ("int3.g128", "float16", 64): 3.9, ("int4.g32", "float16", 64): 5.25,
 }  # fmt: skip
 # Of those, the ones that the integer pipe takes (pipes.py), which keep it busy for two cycles of a warp each: it has half the lanes of a
