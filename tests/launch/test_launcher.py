@@ -46,6 +46,19 @@ def test_debugging_goes_through_the_jit(stub) -> None:
         assert launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
 
 
+def test_a_hook_of_the_kernel_sees_every_launch_and_loads_nothing_again(stub) -> None:
+    q, x, launcher = product()
+    ready, seen = launcher.ready, []
+    launcher.kernel.pre_run_hooks.append(lambda *_, **__: seen.append(1))
+    try:
+        assert launches(stub, lambda: tritonq.matmul(x, q)) == [None, None]
+    finally:
+        launcher.kernel.pre_run_hooks.clear()
+    assert len(seen) == 2 and launcher.ready is ready
+    with no_jit():
+        tritonq.matmul(x, q)
+
+
 def test_the_current_stream(stub) -> None:
     for m in (1, 3):
         q, x, _ = product(m=m)

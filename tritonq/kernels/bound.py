@@ -100,9 +100,10 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
         return bits
 
     def run(x, q, bias, residual, workspace=None):
-        current = get_device()
-        if current != index:
-            torch.cuda.set_device(index)
+        elsewhere = None
+        if get_device() != index:
+            elsewhere = torch.cuda.device(index)  # which leaves no context on a device that had none, as set_device would
+            elsewhere.__enter__()
         try:
             out = empty(shape, strides, dtype)
             bits = x_at = x.data_ptr()
@@ -131,7 +132,9 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
             if not ready or bits & unaligned or enter or leave or settings and gpu.watched():
                 return through_jit(x, bias, residual, out, workspace)
             launch, gx, gy, gz, function, cooperative, pdl, metadata, annotations, signature, tail, hooks, caches, entry = ready
-            if hooks or caches.get(index) is not entry:
+            if hooks:
+                return through_jit(x, bias, residual, out, workspace)
+            if caches.get(index) is not entry:
                 launcher.ready = None  # what is loaded left Triton's cache: load again, next time
                 return through_jit(x, bias, residual, out, workspace)
             tensors = x_at, addresses, bias_at, residual_at, out.data_ptr(), split
@@ -142,7 +145,7 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
                        (tensors, tail))  # fmt: skip
             return out
         finally:
-            if current != index:
-                torch.cuda.set_device(current)
+            if elsewhere is not None:
+                elsewhere.__exit__(None, None, None)
 
     return run
