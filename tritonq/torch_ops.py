@@ -27,7 +27,7 @@ def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
 
 
 def _matmul(x, weight, form, bias=None, activation=None, residual=None):
-    alive = find_alive((form, *map(id, weight)))
+    alive = find_alive((form, *map(id, weight)))  # as from_flat begins, whose call would take as long
     q = None if alive is None else alive()
     if q is None:
         q = QTensor.from_flat(weight, form)

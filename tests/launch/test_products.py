@@ -76,6 +76,21 @@ def test_a_warm_product_does_not_enter_the_jit(stub) -> None:
         assert stub.launches == before + 4
 
 
+def test_the_latest_of_every_kind_is_found_without_a_key(stub, monkeypatch) -> None:
+    q, x, bias, residual = weight(layout="frag"), *(torch.zeros(shape, dtype=HALF) for shape in ((3, K), (N,), (3, N)))
+    calls = []
+    for added in ({}, {"bias": bias}, {"residual": residual}, {"bias": bias, "residual": residual}):
+        plan = tritonq.select(tritonq.MatmulDesc.of(x, q, added.get("bias"), None, added.get("residual")))
+        workspace = torch.empty(plan.workspace_size(), dtype=torch.uint8)
+        calls += [lambda p=plan, a=added: p.run(x, q, **a), lambda p=plan, a=added, w=workspace: p.run(x, q, **a, workspace=w)]
+        calls.append(lambda a=added: tritonq.matmul(x, q, **a))
+    for call in calls:
+        call()
+    monkeypatch.setattr(bound, "_look_up", None)
+    for call in calls:
+        call()
+
+
 def test_unaligned_tensors_go_through_kernel_grid(stub) -> None:
     q, x = weight(layout="frag"), torch.zeros(3, K, dtype=HALF)
     aligned = launches(stub, lambda: tritonq.matmul(x, q))[-1]

@@ -22,10 +22,10 @@ if triton is not None:
     from triton.runtime.jit import JITFunction
 
     # Versions whose C launcher is known: 3.6 has one per signature, 3.7 to 3.9 one for all.
-    _KNOWN = (3, 6) <= RELEASE <= (3, 9)
+    # Where TRITON_DEBUG was set, every launch is inspected.
+    _KNOWN = (3, 6) <= RELEASE <= (3, 9) and not getattr(type(knobs.runtime), "debug", True)
     # What somebody has set stands in the settings' own dictionary; the defaults are their class's.
     _RUNTIME, SETTINGS = knobs.runtime, vars(knobs.runtime)
-    _KNOWN = _KNOWN and not getattr(type(_RUNTIME), "debug", True)  # where TRITON_DEBUG was set, every launch is inspected
     _ENTER, _EXIT = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook  # HookChains; tools append to their calls
     ENTER_CALLS, EXIT_CALLS = getattr(_ENTER, "calls", True), getattr(_EXIT, "calls", True)
 

@@ -33,7 +33,7 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
         choose: (owner, x, q, bias, residual) -> the plan, after every check.
         workspace: what :meth:`Product.run` will be given; the plan checks it, all but its address, which ``run`` looks at.
     """
-    try:  # the latest
+    try:  # the latest of its kind; kinds are spelled out, since a key of four and a list of tensors take as long as the check
         if residual is None:
             if workspace is None:
                 if bias is None:
