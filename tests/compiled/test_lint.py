@@ -21,21 +21,17 @@ OTHERS = (80, 89, 100, 120)
 CASES = [(scheme, 90, torch.bfloat16) for scheme in DEFAULTS]
 CASES += [(scheme, 90, torch.float32) for scheme in DEFAULTS[::2]]
 CASES += [(scheme, arch, torch.bfloat16) for j, arch in enumerate(OTHERS) for scheme in dict.fromkeys((*MAIN[j % 2 :: 2], *DEFAULTS[j::6]))]
-# A product asks for the longest compilation and is read for spills and its name: once for each scheme, architectures and dtypes in turn.
-OF_SCHEME = {scheme: [case for case in CASES if case[0] == scheme] for scheme in DEFAULTS}
-WITH_PRODUCT = [cases[i // 2 % len(cases)] for i, cases in enumerate(OF_SCHEME.values())]
 # What is not IEEE: approximations, and sums and products without a rounding mode, which ptxas may contract to one rounding.
 INEXACT = re.compile(r"\b(div\.full|div\.approx|rcp\.approx|ex2\.approx|(add|sub|mul)(\.ftz)?\.f(16|32|64))\b.*")
 newest = pytest.mark.skipif(not triton.__version__.startswith(NUMBERS), reason=f"the figures are those of Triton {NUMBERS}")
 
 
 def launched(scheme, arch, dtype, shape=(4096, 14336)):
-    """(name, report, constants, grid) of quantize, dequantize and, for one case of each scheme, matmul."""
+    """(name, report, constants, grid) of quantize, dequantize and matmul."""
     with survey.launches(arch) as rows:
         q = tritonq.quantize(torch.empty(shape, dtype=dtype), scheme)
         q.dequantize()
-        if (scheme, arch, dtype) in WITH_PRODUCT:
-            tritonq.matmul(torch.empty(16, shape[1], dtype=dtype), q)
+        tritonq.matmul(torch.empty(16, shape[1], dtype=dtype), q)
     return rows
 
 
