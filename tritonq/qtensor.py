@@ -19,7 +19,9 @@ from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
-find_alive = _alive.data.get  # without the Python of WeakValueDictionary.get: a weak reference or None
+# Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
+_of_packed: WeakValueDictionary[int, QTensor] = WeakValueDictionary()
+find_of_packed = _of_packed.data.get  # without the Python of WeakValueDictionary.get: a weak reference or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,8 @@ class QTensor:
                 raise InvalidProblemError(f"{name} is on {tensor.device}, packed on {self.packed.device}; move both to one device")
         form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
         object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
-        _alive[(self.form, *map(id, self.flat()))] = self
+        object.__setattr__(self, "_flat", tuple(self.flat()))
+        _alive[(self.form, *map(id, self._flat))] = _of_packed[id(self.packed)] = self
 
     @property
     def device(self) -> torch.device:
@@ -251,9 +254,9 @@ class QTensor:
             >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
             True
         """
-        alive = find_alive((form, *map(id, tensors)))
-        if alive is not None and (found := alive()) is not None:
-            return found
+        if (alive := _alive.get((form, *map(id, tensors)))) is not None:
+            _of_packed[id(alive.packed)] = alive
+            return alive
         scheme, shape, dtype, layout, act_order = parse_form(form)
         names = list(expected_flat(scheme, shape, dtype, layout)) + ["column_order"] * act_order
         if len(tensors) != len(names):

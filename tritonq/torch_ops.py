@@ -7,6 +7,8 @@ dtype and strides of a result without a weight, also for a symbolic number of ro
 """
 from __future__ import annotations
 
+from operator import is_not
+
 import torch
 
 from .errors import InvalidProblemError
@@ -14,7 +16,7 @@ from .plans.bound import find
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
 from .qstack import QStack
-from .qtensor import QTensor, expected_flat, find_alive, parse_form
+from .qtensor import QTensor, expected_flat, find_of_packed, parse_form
 from .reference.matrix import activation_backward
 
 library = torch.library.Library("tritonq", "DEF")
@@ -27,9 +29,13 @@ def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
 
 
 def _matmul(x, weight, form, bias=None, activation=None, residual=None):
-    alive = find_alive((form, *map(id, weight)))  # as from_flat begins, whose call would take as long
+    # A weight of two or three tensors is compared here and by hand, since a key of form and tensors would take longer than all this.
+    alive = find_of_packed(id(weight[0])) if weight else None
     q = None if alive is None else alive()
-    if q is None:
+    own = () if q is None or q.form != form else q._flat
+    number = len(own)
+    if (number != len(weight) or own[-1] is not weight[-1] or number > 2 and own[1] is not weight[1]
+            or number > 3 and any(map(is_not, own, weight))):  # fmt: skip
         q = QTensor.from_flat(weight, form)
     return find(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
 

@@ -155,7 +155,7 @@ def test_predicted_tiles_multiply(simulator, text, m, config):
     n, k, generator = config["BLOCK_N"] * 3 // 2, 256, torch.Generator().manual_seed(1)
     q = tritonq.quantize(torch.randn(n, k, generator=generator).bfloat16(), text).relayout("frag")
     x = torch.randn(m, k, generator=generator).bfloat16()
-    plan = Plan(desc=MatmulDesc.of(x, q), kernel=MATMUL_FRAG, config={"STAGES": 3, "num_warps": 2} | config)
+    plan = Plan.of(MatmulDesc.of(x, q), MATMUL_FRAG, {"STAGES": 3, "num_warps": 2} | config)
     assert MATMUL_FRAG.config_ok(plan.desc, plan.config)
     assert check.product(plan, x, q, q.relayout("row")) == ""
 

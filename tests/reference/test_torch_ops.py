@@ -80,6 +80,31 @@ def test_a_weight_is_put_together_from_its_tensors(q):
     assert QTensor.from_flat(copies, q.form) is other
 
 
+@pytest.mark.parametrize("q", [weight(), weight("uint4.g16"), weight("nf4.dq", layout="frag"), weight("nvfp4", dtype=torch.bfloat16),
+                               weight("uint4.g16", g_idx=torch.arange(64) % 4)], ids=lambda q: q.form)  # fmt: skip
+def test_a_weight_that_shares_some_of_its_tensors_is_another(q):
+    x, mine = torch.randn(2, 64, dtype=q.dtype), q.flat()
+    for i, tensor in enumerate(mine):
+        want = ops.matmul(x, mine, q.form)
+        other = tensor.roll(1, -1) if tensor.numel() > 1 else 2 * tensor
+        got = ops.matmul(x, [*mine[:i], other, *mine[i + 1 :]], q.form)
+        copies = [t.clone() for t in mine]
+        copies[i] = other.clone()
+        assert same_bits(got, ops.matmul(x, copies, q.form)), i
+        assert not same_bits(got, want) or i > 0 and q.layout == "frag", i  # which does not read the scales' codes
+    assert same_bits(ops.matmul(x, mine, q.form), want)
+    with pytest.raises(InvalidProblemError, match=f"got {len(mine) - 1}"):
+        ops.matmul(x, mine[:-1], q.form)
+
+
+def test_the_same_tensors_are_another_weight_in_another_form():
+    q, x = weight("nf4.g16"), torch.randn(2, 64)
+    copies, form = [t.clone() for t in q.flat()], q.form.replace("nf4", "fp4_bnb")
+    assert same_bits(ops.matmul(x, q.flat(), form), ops.matmul(x, copies, form))
+    assert not same_bits(ops.matmul(x, q.flat(), form), ops.matmul(x, q.flat(), q.form))
+    assert QTensor.from_flat(q.flat(), q.form) is q
+
+
 def test_nothing_is_kept_alive():
     import gc
     import weakref

@@ -86,17 +86,21 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
         return lambda x, q, bias, residual, workspace=None: through_jit(x, bias, residual, empty(shape, strides, dtype), workspace)
 
     get_device, raw_stream, streams = gpu.get_device, gpu.raw_stream, by_stream(index)
-    enter, leave, settings, unaligned = gpu.ENTER_CALLS, gpu.EXIT_CALLS, gpu.SETTINGS, gpu.UNALIGNED
-    addresses, known = (), [(address, None) for address in movable]
+    enter, leave, hooks, settings, unaligned = gpu.ENTER_CALLS, gpu.EXIT_CALLS, kernel.pre_run_hooks, gpu.SETTINGS, gpu.UNALIGNED
+    # Three are spelled out, since a step of a loop takes as long as an address; act-order has one more.
+    first, second, third, *others = movable if len(movable) > 2 else [*movable, None, None][:3]
+    addresses, first_at, second_at, third_at, others_at = (), None, None, None, []
 
     def look_again() -> int:
         """Read the weight's addresses, all of them or-ed; they are known from now on if they are aligned."""
-        nonlocal addresses, known
+        nonlocal addresses, first_at, second_at, third_at, others_at
         addresses = tuple(None if tensor is None else tensor.data_ptr() for tensor in weight)
         bits = 0
         for at in addresses:
             bits |= at or 0
-        known = [(address, None if bits & unaligned else address()) for address in movable]
+        first_at, second_at, third_at, *others_at = (address and address() for address in (first, second, third, *others))
+        if bits & unaligned:
+            first_at = None
         return bits
 
     def run(x, q, bias, residual, workspace=None):
@@ -119,24 +123,19 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
                 own = streams.get(stream)
                 if stream or own is None or workspace is None and own.sums < sums:
                     own = scratch(device, index, stream, sums if workspace is None else 0, grid[0])
-                split = own.addresses
-                if workspace is not None:
+                if workspace is None:
+                    split = own.addresses
+                else:
                     sums_at = workspace.data_ptr()
                     bits |= sums_at
-                    split = sums_at, split[1]
-            for address, at in known:
-                if address() != at:
-                    bits |= look_again()
-                    break
+                    split = sums_at, own.addresses[1]
+            if (first() != first_at or second is not None and second() != second_at or third is not None and third() != third_at
+                    or others and [address() for address in others] != others_at):  # fmt: skip
+                bits |= look_again()
             ready = launcher.ready or launcher.prepare()
-            if not ready or bits & unaligned or enter or leave or settings and gpu.watched():
+            if not ready or bits & unaligned or enter or leave or hooks or settings and gpu.watched():
                 return through_jit(x, bias, residual, out, workspace)
-            launch, gx, gy, gz, function, cooperative, pdl, metadata, annotations, signature, tail, hooks, caches, entry = ready
-            if hooks:
-                return through_jit(x, bias, residual, out, workspace)
-            if caches.get(index) is not entry:
-                launcher.ready = None  # what is loaded left Triton's cache: load again, next time
-                return through_jit(x, bias, residual, out, workspace)
+            launch, gx, gy, gz, function, cooperative, pdl, metadata, annotations, signature, tail = ready
             tensors = x_at, addresses, bias_at, residual_at, out.data_ptr(), split
             if annotations is None:  # Triton 3.6
                 launch(gx, gy, gz, stream, function, cooperative, pdl, None, None, metadata, None, None, None, tensors, tail)

@@ -73,12 +73,11 @@ class Launcher:
         constants: every other parameter by name, and launch options such as ``num_warps``.
 
     Attributes:
-        ready: what a launch takes, in the order of :func:`tritonq.kernels.bound._runner`: Triton's C launcher and its arguments; then
-            hooks, caches and the entry among these that the kernel came from. None: to be prepared. False: only ``kernel[grid]`` can do it,
-            because of scratch memory, a driver or a version of Triton that is not known, the interpreter.
+        ready: Triton's C launcher and its arguments, in the order of :func:`tritonq.kernels.bound._runner`. None: to be prepared. False:
+            only ``kernel[grid]`` can do it, because of scratch memory, a driver or a version of Triton that is not known, the interpreter.
 
     Whoever launches promises that dtypes, device and which tensors are None are those of ``like``, and looks at what else may change from
-    call to call: the current device, alignment, hooks, the settings of Triton, whether it still holds the kernel.
+    call to call: the current device, alignment, hooks, the settings of Triton.
     """
 
     __slots__ = ("kernel", "grid", "device", "groups", "dtypes", "constants", "ready", "_lock", "_kept")
@@ -128,7 +127,6 @@ class Launcher:
         if not known or getattr(run, "gsan_enabled", False) or metadata.global_scratch_size or metadata.profile_scratch_size:
             return False
         self._kept.append(compiled)
-        still = kernel.pre_run_hooks, kernel.device_caches, kernel.device_caches[self.device]
         # What is constant to the compiled kernel need not be passed, and tuples are flattened by the C launcher.
         names, first = kernel.arg_names, len(self.dtypes)
         kinds = [compiled.src.signature[name] for name in names]
@@ -142,4 +140,4 @@ class Launcher:
         else:  # Triton 3.6: a function per signature
             launch, told = type(run)(SimpleNamespace(signature=dict(enumerate(signature)), constants={}), metadata).launch, (None, None)
         return (launch, *self.grid, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata, *told,
-                tuple(self.constants[names[i]] for i in passed), *still)  # fmt: skip
+                tuple(self.constants[names[i]] for i in passed))  # fmt: skip

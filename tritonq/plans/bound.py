@@ -33,23 +33,24 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
         choose: (owner, x, q, bias, residual) -> the plan, after every check.
         workspace: what :meth:`Product.run` will be given; the plan checks it, all but its address, which ``run`` looks at.
     """
-    try:  # the latest of its kind; kinds are spelled out, since a key of four and a list of tensors take as long as the check
+    try:  # the latest of its kind; kinds are spelled out, since a key of several and a list of tensors take as long as the check
+        latest = q._products[owner]
         if residual is None:
             if workspace is None:
                 if bias is None:
-                    check, backend, product = q._products[owner]
+                    check, backend, product = latest.plain
                     same = check(x)
                 else:
-                    check, backend, product = q._products[owner, "bias"]
+                    check, backend, product = latest.bias
                     same = check(x, bias)
             elif bias is None:
-                check, backend, product = q._products[owner, "workspace"]
+                check, backend, product = latest.workspace
                 same = check(x, workspace)
             else:
-                check, backend, product = q._products[owner, "bias, workspace"]
+                check, backend, product = latest.bias_workspace
                 same = check(x, bias, workspace)
         else:
-            check, backend, product = q._products[owner, bias is None, workspace is None]
+            check, backend, product = latest.residual[bias is None, workspace is None]
             same = check(*[tensor for tensor in (x, bias, residual, workspace) if tensor is not None])
         if same and _variable(_backend) == backend:
             return product
@@ -59,7 +60,7 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
     if workspace is not None:
         product.plan.check_workspace(workspace, x.device)
     if kept:
-        _latest(q._products, owner, product, x, bias, residual, workspace)
+        q._products.setdefault(owner, Latest()).put(product, x, bias, residual, workspace)
     return product
 
 
@@ -88,15 +89,23 @@ def _look_up(owner, choose, x, q, bias, residual) -> tuple[Product, bool]:
     return product, True
 
 
-def _latest(products: dict, owner, product: Product, x, bias, residual, workspace) -> None:
-    """Let the next call of this kind find the product without a key."""
-    tensors = [tensor for tensor in (x, bias, residual, workspace) if tensor is not None]
-    if residual is None:
-        kind = ", ".join(name for name, tensor in (("bias", bias), ("workspace", workspace)) if tensor is not None)
-        kind = (owner, kind) if kind else owner
-    else:
-        kind = owner, bias is None, workspace is None
-    products[kind] = _like(*tensors), _variable(_backend), product
+class Latest:
+    """The product that was asked for last, by which tensors there were beside x: (check of all tensors, backend, product) each."""
+
+    __slots__ = ("plain", "bias", "workspace", "bias_workspace", "residual")
+
+    def __init__(self):
+        self.residual = {}
+
+    def put(self, product: Product, x, bias, residual, workspace) -> None:
+        """Let the next call of this kind find the product without a key."""
+        tensors = [tensor for tensor in (x, bias, residual, workspace) if tensor is not None]
+        entry = _like(*tensors), _variable(_backend), product
+        if residual is not None:
+            self.residual[bias is None, workspace is None] = entry
+        else:
+            there = [name for name, tensor in (("bias", bias), ("workspace", workspace)) if tensor is not None]
+            setattr(self, "_".join(there) or "plain", entry)
 
 
 def _unlike(*_) -> bool:

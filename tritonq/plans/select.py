@@ -1,7 +1,9 @@
 """Floor 4. From a descriptor to a plan: ``select`` chooses, ``explain`` says why, ``can_implement`` answers yes or no."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,11 @@ class Plan:
     desc: Desc
     kernel: KernelEntry
     config: Config = field(hash=False)
+
+    @staticmethod
+    def of(desc: Desc, kernel: KernelEntry, config: Config) -> Plan:
+        """A plan with the ``run`` that its operation needs."""
+        return (MatmulPlan if isinstance(desc, MatmulDesc) else Plan)(desc=desc, kernel=kernel, config=config)
 
     def sku(self) -> KernelSku:
         """The stable name of exactly what runs."""
@@ -54,17 +61,13 @@ class Plan:
             return Status(str(error))
         return Status() if got == self.desc else Status(f"the plan is for {self.desc}, the arguments make {got}; select a plan for them")
 
-    def run(self, x: torch.Tensor | QTensor, q: QTensor | None = None, *more, bias: torch.Tensor | None = None,
-            residual: torch.Tensor | None = None, workspace: torch.Tensor | None = None):  # fmt: skip
-        """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(x, q, bias=, residual=)`` multiplies, ``run(dy, q)`` goes back to x.
+    def run(self, *tensors: torch.Tensor | QTensor, workspace: torch.Tensor | None = None):
+        """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(dy, q)`` goes back to x; products: :meth:`MatmulPlan.run`.
 
         Raises:
             InvalidProblemError: the arguments are not what the plan was made for.
             WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
         """
-        if q is not None and type(self.desc) is MatmulDesc and not more:
-            return find(id(self), self._choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
-        tensors = (x, *more) if q is None else (x, q, *more)
         self._expect(*tensors)
         if workspace is not None:
             self.check_workspace(workspace, tensors[0].device)
@@ -78,17 +81,6 @@ class Plan:
             return out.relayout(self.desc.layout)
         sorted_outside = getattr(self.desc, "act_order", False) and not self.kernel.act_order(self.desc)
         return out.index_select(1, tensors[0].column_rank) if sorted_outside else out
-
-    def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
-        """Compile and load what ``run(x, q, bias=, residual=)`` launches, and launch nothing: before a CUDA graph is captured.
-
-        The tensors' dtypes, shapes, strides, alignment and devices count, not their values.
-        """
-        find(id(self), self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
-
-    def _choose(self, _, x, q, bias, residual) -> Plan:
-        self._expect(x, q, bias=bias, residual=residual)
-        return self
 
     def _expect(self, *tensors, **epilogue) -> None:
         if not (status := self.can_implement(*tensors, **epilogue)):
@@ -118,6 +110,37 @@ class Plan:
         if isinstance(self.desc, MatmulBackwardDesc):
             return MatmulBackwardDesc.of(*tensors)
         return MatmulDesc.of(*tensors, activation=self.desc.activation, **epilogue)
+
+
+class MatmulPlan(Plan):
+    """The plan of a :class:`MatmulDesc`."""
+
+    def run(self, x: torch.Tensor, q: QTensor | None = None, *, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
+            workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """``activation(x @ w_hat.T + bias) + residual``.
+
+        Raises:
+            InvalidProblemError: the arguments are not what the plan was made for.
+            WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
+        """
+        return find(id(self), self._choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
+
+    def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
+        """Compile and load what ``run(x, q, bias=, residual=)`` launches, and launch nothing: before a CUDA graph is captured.
+
+        The tensors' dtypes, shapes, strides, alignment and devices count, not their values.
+        """
+        find(id(self), self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
+
+    @cached_property
+    def _choose(self) -> Callable:
+        """What :func:`find` asks for a product's plan: this one, if the arguments are its own. Kept: to bind a method takes time."""
+
+        def choose(_, x, q, bias, residual) -> Plan:
+            self._expect(*(x,) if q is None else (x, q), bias=bias, residual=residual)
+            return self
+
+        return choose
 
 
 class Verdict(NamedTuple):
@@ -186,7 +209,7 @@ def select(desc: Desc, pref: PlanPreference | None = None) -> Plan:
     reasons = []
     for row in rows:
         if status := _meets(row, desc, pref):
-            return Plan(desc=desc, kernel=row.kernel, config=row.choice.config)
+            return Plan.of(desc, row.kernel, row.choice.config)
         reasons.append(f"{row.kernel.name}: {status.reason}")
     raise UnsupportedError(f"no kernel for {desc}: " + "; ".join(reasons))
 
@@ -212,7 +235,7 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
             lines.append(f"  {entry.name:<18} possible, but {why or 'a kernel above is preferred'}")
             continue
         chosen = choice
-        plan = Plan(desc=desc, kernel=entry, config=choice.config)
+        plan = Plan.of(desc, entry, choice.config)
         lines.append(f"  {entry.name:<18} chosen: {plan.sku()}, workspace {plan.workspace_size()} bytes")
         if plan.config:
             lines.append(f"  {'':<18} config: {choice.origin}")

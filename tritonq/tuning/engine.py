@@ -55,7 +55,7 @@ class GpuEngine:
         inputs = self._inputs(problem)
         calls, wrong, failed = {}, {}, {}
         for i, candidate in enumerate(candidates):
-            plan = Plan(desc=problem.desc, kernel=problem.kernel, config=candidate.config)
+            plan = Plan.of(problem.desc, problem.kernel, candidate.config)
             try:
                 if reason := self._verdict(plan, inputs[0]):
                     wrong[i] = reason
