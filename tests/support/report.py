@@ -132,6 +132,19 @@ Where things are, for whoever changes it:
 - **Scales** are loaded once per group and row and multiply sums, not weights: a group of 128 costs one multiplication per 128 columns.
   Those of all dots of a step come in one load; a load, its addresses and its commit per dot took up to 0.5 instructions per weight more.
   A dot never spans two groups; DOT is the largest power of two that divides the group, BLOCK_K at most, 16 at least.
+- **Addresses.** Columns go from step to step, as 32-bit numbers, and the addresses of column 0 stay: `IMAD.WIDE` makes one of the two. Of
+  64-bit pointers the compiler carried a part for the row and added one for the column, twice per row of x that a thread copies. x's
+  columns are one number per thread: what all threads share goes into uniform registers and comes back. `cp.async` reaches 2 KiB either
+  way of an address, so a step's words are addressed from its second tile, in the midst of the first 4 KiB. Scales and zero points have
+  pointers that advance, where a step holds whole groups: dividing and multiplying took longer. In all 0.01 to 0.1 instructions per
+  weight up to 16 rows of x, up to 0.35 with more.
+- **8-bit floats with bfloat16** take 2.0 instructions per weight to unpack, four per register, and less than 1.25 is out of reach: sign
+  and the other bits must come to stand at 15 and 10 to 4 of a half (e4m3), zeros around them, times 2**120. The multiplication has to be,
+  for subnormals and because products near 2**-126 would be subnormal in float32; the mask too, as 16 other bits of the word are another
+  pair. That pair cannot stand at the same bits, so it is moved first: two instructions for one, three for the other, and 0.5 per weight
+  for the rest of the loop make 1.75. `prmt` would move and mask at once, but bytes, and this field lies across two; by way of float16 it
+  is a conversion, a shift, the sign's return and the multiplication. The order of bits that serves it would also cost float16 its
+  conversion of two codes at a time, so it stays as it is.
 - **x is copied ahead and W too.** Before 3.9 Triton puts no proxy fence between `cp.async` and the `wgmma` that reads what it wrote;
   `proxy_fence` does, behind the wait of the same pass, and the lint looks for it in the PTX.
 - **Words are `[B, A * 512]`**, not `[A, B * 512]`: warps are handed out along the last axis first, and 8 of them must land on different

@@ -180,14 +180,16 @@ def matmul_frag(
         rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         pairs = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_at = w_ptr + first_step * (BLOCK_K * PLANE * 2) + tile_words(tile_n, N, blocks, w_row, A, B, GATED)
+    # Columns are carried from step to step, as 32-bit numbers beside addresses that stay: docs/kernels.md says what that saves.
+    x_column = first_step * BLOCK_K + tl.arange(0, DOT)
+    w_column = first_step * BLOCK_K + 256 // PLANE  # of a step's second tile, so that ..
+    w_at = w_ptr + (tile_words(tile_n, N, blocks, w_row, A, B, GATED) - 512)  # .. its words lie on both sides of an address
     if BITS == 3:
         upper_at = w_ptr + steps * (BLOCK_K * 4) + first_step * (BLOCK_K * 2) + tile_words(tile_n, N, blocks, w_row, A, B // 2, GATED)
     x_at = x_ptr + tl.minimum(m, M - 1)[None, :] * x_row
-    if order_ptr is None:
-        x_at += (first_step * BLOCK_K + tl.arange(0, DOT)).to(tl.int64)[:, None] * x_col
     scale_at = scale_ptr + (rows if SCALE == "rows" else pairs)
     zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
+    GROUPS: tl.constexpr = BLOCK_K // GROUP if GROUP > 0 and BLOCK_K % GROUP == 0 else 0  # of a step, where it has whole ones
     if table_ptr is not None:
         # Loaded, each pair of rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform registers, and
         # copies back into an ordinary one for every weight.
@@ -202,15 +204,21 @@ def matmul_frag(
     if GROUP == 0:
         scale = row_values(tl.load(scale_at), A, SCALE)
         zero = scale if FLOAT_ZERO is None else row_values(tl.load(zero_at), A, FLOAT_ZERO)
+    marks_at = scale_at
+    if GROUPS > 0:
+        scale_at += first_step * GROUPS * scale_row
+        if zero_ptr is not None:
+            zero_at += first_step * GROUPS * zero_row
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in tl.range(first_step, last_step, num_stages=STAGES):
         column = step * BLOCK_K
-        first = (tl.load(w_at),)
+        group_column = 0 if GROUPS > 0 else column
+        first = (tl.load(w_at + w_column.to(tl.int64) * (PLANE * 2)),)
         if BITS == 3:
             first = first + (upper_plane(tl.load(upper_at), A, B),)
         second = first
         if ZERO_ASM is not None:
-            zero1, zero2 = zero_points(zero_at, column, zero_row, A, B, BLOCK_K, DOT, GROUP, ZERO_ASM)
+            zero1, zero2 = zero_points(zero_at, group_column, zero_row, A, B, BLOCK_K, DOT, GROUP, ZERO_ASM)
             first, second = first + zero1, second + zero2
         if table_ptr is not None:
             first = first + table
@@ -219,17 +227,21 @@ def matmul_frag(
         if FENCE:
             proxy_fence(step)
         if GROUP > 0:
-            scale = by_dot(scale_at, column, scale_row, BLOCK_K, DOT, GROUP)
-            zero = scale if FLOAT_ZERO is None else by_dot(zero_at, column, zero_row, BLOCK_K, DOT, GROUP)
-        acc = add_columns(acc, w, x_at, order_ptr, column, x_col, scale, zero, K, A, BLOCK_K, DOT, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)
-        w_at += BLOCK_K * PLANE * 2
+            scale = by_dot(scale_at, group_column, scale_row, BLOCK_K, DOT, GROUP)
+            zero = scale if FLOAT_ZERO is None else by_dot(zero_at, group_column, zero_row, BLOCK_K, DOT, GROUP)
+        x_dot = x_at if order_ptr is not None else x_at + x_column.to(tl.int64)[:, None] * x_col
+        acc = add_columns(acc, w, x_dot, order_ptr, column, x_col, scale, zero, K, A, BLOCK_K, DOT, SCALE, FLOAT_ZERO, FACTOR, EVEN_K)
+        w_column += BLOCK_K
         if BITS == 3:
             upper_at += BLOCK_K * 2
-        if order_ptr is None:
-            x_at += BLOCK_K * x_col
+        x_column += BLOCK_K
+        if GROUPS > 0:
+            scale_at += GROUPS * scale_row
+            if zero_ptr is not None:
+                zero_at += GROUPS * zero_row
     if factor_ptr is not None:
         acc = acc * tl.load(factor_ptr)
     if marks is not None:
-        acc += row_values(tl.load(scale_at + marks * scale_row), A, SCALE)[:, None]
+        acc += row_values(tl.load(marks_at + marks * scale_row), A, SCALE)[:, None]
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
                  partial_size, ACTIVATION, GATED, FACTOR, SPLIT_K)  # fmt: skip
