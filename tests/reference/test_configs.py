@@ -42,6 +42,7 @@ def folders(tmp_path, monkeypatch):
     own.mkdir(), shipped.mkdir()
     monkeypatch.setenv(configs.VARIABLE, str(own))
     monkeypatch.setattr(configs, "shipped", lambda: shipped)
+    monkeypatch.setattr(configs, "RELEASE", (3, 9))  # that of SOURCE
     return own, shipped
 
 

@@ -112,7 +112,7 @@ def _dtensor(tensor, mesh, name: str) -> DTensor:
     if not isinstance(tensor, DTensor) or tensor.device_mesh != mesh:
         got = f"one on {tensor.device_mesh}" if isinstance(tensor, DTensor) else type(tensor).__name__
         raise InvalidProblemError(f"{name} must be a DTensor on the mesh of the weight like the other arguments, got {got}")
-    return tensor
+    return tensor.detach()  # autograd is above; before 2.13 torch cannot move a DTensor that requires grad below it
 
 
 def _wrap(local: torch.Tensor, mesh, placements) -> DTensor:
