@@ -102,3 +102,16 @@ def test_a_listing_is_parsed() -> None:
 def test_nothing_of_this_process_is_launched() -> None:
     with pytest.raises(RuntimeError, match=re.escape("0 active drivers")):
         kernels.unmasked_copy[(1,)](1, 2, BLOCK=128)
+
+
+def test_the_shortest_path_is_that_of_whole_warps():
+    """A branch without a predicate always leaves it, BRA.DIV only in a warp that has diverged."""
+    code = """
+        /*0000*/                   {branch} `(.L_x_1) ;
+        /*0010*/                   FADD R0, R0, R0 ;
+        /*0020*/                   FADD R0, R0, R0 ;
+        /*0030*/                   EXIT ;
+.L_x_1:
+        /*0040*/                   EXIT ;
+"""
+    assert [sass.shortest_path(code.format(branch=branch)) for branch in ("BRA", "@P0 BRA", "BRA.DIV UR5,")] == [2, 2, 4]

@@ -60,7 +60,8 @@ def parse_sass(text: str) -> tuple[list[Instruction], list[list[Instruction]]]:
 def shortest_path(text: str) -> int:
     """Instructions on the shortest way from entry to exit: what a program without special cases executes. For kernels without loops.
 
-    Triton predicates bounds instead of branching, so branches lead to slow paths: special values, the slow half of a division.
+    Triton predicates bounds instead of branching, so branches lead to slow paths: special values, the slow half of a division, and
+    (BRA.DIV) what a warp does that has diverged.
     """
     address, labels = 0, {}
     for line in text.splitlines():
@@ -78,7 +79,7 @@ def shortest_path(text: str) -> int:
         to = index.get(labels.get(target[1])) if target and instruction.opcode.startswith("BRA") else None
         if instruction.opcode.startswith("EXIT") and not instruction.predicate:
             ways = [0]
-        elif to is not None and to > i:
+        elif to is not None and to > i and "DIV" not in instruction.opcode:
             ways = [best[to]] if not instruction.predicate else [*ways, best[to]]
         best[i] = 1 + min(ways)
     return best[0]
