@@ -74,9 +74,6 @@ RATIOS = {
 }
 # (kernel, scheme, dtype, N, K, rule): why a broken rule is lived with for now. It is still shown, and no longer fails.
 KNOWN = {
-    ("quantize_rows", "uint4.g128", "bfloat16", *RAGGED, "spills"): "8 bytes on Triton 3.9, at the edge of a matrix",
-    ("quantize_rows", "nf4.g64", "float16", *RAGGED, "spills"): "8 bytes on Triton 3.6, at the edge of a matrix, 255 registers in use",
-    ("quantize_rows", "int8", "bfloat16", *RAGGED, "spills"): "8 bytes on Triton 3.6, at the edge of a matrix",
     ("quantize_area", "int4.b32x32", "bfloat16", *SPLIT, "spills"): "8 bytes on Triton 3.6",
     ("matmul_tiles", "uint4.g128.fz", "bfloat16", *SPLIT, "spills"): "8 bytes, in the kernel that takes what others refuse",
 }

@@ -28,4 +28,19 @@ LACKS_PROXY_FENCE = RELEASE is not None and RELEASE < (3, 9)
 # Whether Triton interprets the functions that @jit makes from here on: it looks at TRITON_INTERPRET when it makes one, never again.
 INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
-__all__ = ["INTERPRETED", "LACKS_PROXY_FENCE", "RELEASE", "jit", "tl", "triton"]
+if triton is None or INTERPRETED:
+
+    def cuda_arch():
+        """0: no PTX here."""
+        return 0
+
+else:
+
+    @tl.core.builtin
+    def cuda_arch(_semantic=None):
+        """Inside a kernel: the compute capability times ten that it is compiled for (90 for sm_90), 0 where that is no NVIDIA GPU."""
+        options = _semantic.builder.options
+        return tl.constexpr(int(options.arch.removeprefix("sm")) if options.backend_name == "cuda" else 0)
+
+
+__all__ = ["INTERPRETED", "LACKS_PROXY_FENCE", "RELEASE", "cuda_arch", "jit", "tl", "triton"]

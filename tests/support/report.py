@@ -64,16 +64,25 @@ TAIL = """
 | step | int4.g128 | nf4.g64 | why not fewer |
 | --- | --: | --: | --- |
 | bfloat16 to float32 | 1.0 | 1.0 | shift or mask; the quotient needs 24 bits |
-| magnitude | 0.9 | 0.9 | one maximum per element, its absolute value free, NaN kept; packed 16-bit: 0.35, and 0.5 for absolute values |
-| quotient and rounding | 2.0 | 2.0 | fused multiply-add that places ties or bounds exactly, addition that rounds; no division |
-| search by table | - | 3.0 | cell number, its mask, entry from a neighbouring lane |
-| packing | 1.1 | 1.1 | one multiply-add per code, two operations per word |
-| the rest | 2.0 | 1.6 | addresses, reductions, scale, 16-byte loads and stores, branch to the slow path |
+| magnitude | 0.5 | 0.5 | `max.NaN.xorsign.abs`: two elements per instruction, absolute values free, NaN kept |
+| quotient | 1.0 | 1.0 | fused multiply-add that places ties or bounds exactly; no division |
+| search by table | - | 2.0 | cell number, entry from a neighbouring lane, whose number needs no mask |
+| rounding | 0.5 | 0.5 | conversion to bfloat16, two elements per instruction |
+| packing | 0.6 | 0.5 | three multiply-adds for eight codes, the constant, and where codes are signed their upper bits |
+| loads and stores | 0.2 | 0.2 | 16 bytes each |
+| the rest | 1.5 | 1.2 | addresses, reductions, scale and its reciprocal, branch to the slow path: about 90 instructions for 64 elements |
 
-Bit for bit IEEE results rule out the targets of 3 (int4) and 8 (nf4) instructions with portable Triton: widening, magnitude, multiply-add,
-rounding and packing are one instruction each per element, 5 for int4 and 8 for nf4 before any address or scale.
-`cvt.rn.f16x2.f32` would do the rounding and half of the packing at once, about 0.5 less; it is inline assembly, and neither the interpreter
-nor AMD has it. `max.NaN.bf16x2`, which LLVM makes of 16-bit maxima by itself, was compiled and gains nothing.
+**What bounds it from below.** Bit for bit IEEE results rule out a target of 3 for int4. Widening and the multiply-add are an
+instruction each per element: there is no packed float32 arithmetic before Blackwell, and packed 16-bit arithmetic rounds to 8 or 11 bits
+where telling a tie from its neighbours takes 16. Magnitude and rounding are half of one. That is 3.0 before anything is packed, loaded,
+stored, addressed or scaled; packing and memory bring it to 3.8, and what a group needs once is shared by the 64 elements of a thread.
+128 per thread were compiled: 4.5 for int4.g128, but the slow path, which holds them as float32, then spills in places (float16 on sm_89,
+groups of 1024).
+
+**How the pairs are chosen.** A conversion takes a code of the first and one of the second half of a word, so one shift-and-add moves two
+codes. Conversion, magnitude and search are inline PTX: Triton pairs neighbouring registers instead, which costs more to take apart than
+it saves, and masks the numbers of lanes. Elsewhere (AMD, the interpreter, the magnitude on sm_80) the same numbers are rounded and
+compared one at a time, with the same results.
 
 ## Where dequantize's instructions go
 

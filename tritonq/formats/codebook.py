@@ -8,7 +8,8 @@ import torch
 from .._triton import jit, tl
 
 # Cells of the kernels' search table: round(u * CELL_DENSITY) + 16 for |u| <= 1.068, so 32 cells hold a group and the rounding of its scale.
-_DENSITY, _SLOPE, _MAGIC = 14.5, 4.0, 12582912.0
+# CELL_SLOPE: the least multiple of 1/32 from 4 on with which line_table succeeds for NF4, for 8 bits at 192 and for 11 bits at 0.
+_DENSITY, _SLOPE, _MAGIC = 14.5, 5.84375, 12582912.0
 CELL_DENSITY, CELL_SLOPE = tl.constexpr(_DENSITY), tl.constexpr(_SLOPE)
 CELL_ORIGIN = tl.constexpr(_MAGIC + 16.0)
 
@@ -70,28 +71,33 @@ def bound_table(bounds: tuple[float, ...]) -> torch.Tensor | None:
 
 
 @cache
-def line_table(bounds: tuple[float, ...], bits: int) -> torch.Tensor | None:
-    """float32 [32] so that round(u * CELL_SLOPE + line[cell]) is the code, for quotients of numbers of ``bits`` significant bits.
+def line_table(bounds: tuple[float, ...], bits: int, origin: float) -> torch.Tensor | None:
+    """float32 [32]: ``x / scale * CELL_SLOPE + line[cell]``, rounded to an integer, is ``origin`` + the code of x / scale.
 
-    In a cell with a bound the line passes half an integer there, elsewhere it stays near the code. Quotients of short numbers keep a
-    distance from the bounds, so x * (1 / scale) and one rounding do: this is tried for every significand of the scale, with the x on
-    both sides of every bound and of every cell's end. None where it fails.
+    For x and scale of ``bits`` significant bits. In a cell with a bound the line passes half an integer halfway between the quotients next
+    to the bound, elsewhere it stays near the code. That x * (1 / scale) and one float32 rounding are enough is tried for every significand
+    of the scale, with the x on both sides of every bound and of every cell's end. None where it fails.
     """
     table = bound_table(bounds)
     if table is None:
         return None
-    below, center = (table[1] - _MAGIC).double(), (torch.arange(32) - 16) / _DENSITY
-    line = torch.where(table[0].isinf(), below - _SLOPE * center, below + 0.5 - _SLOPE * table[0].double()).float()
+    below, center = table[1].double() - _MAGIC, (torch.arange(32).double() - 16) / _DENSITY
     ends = (torch.arange(31) - 15.5) / _DENSITY
     scale = (torch.arange(2 ** (bits - 1), 2**bits) / 2 ** (bits - 1)).double()[:, None, None]
     target = torch.cat((torch.tensor(bounds), ends)).double()[:, None] * scale
     unit = torch.exp2(torch.floor(torch.log2(target.abs())) - (bits - 1))
-    x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit
+    x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit  # [scale, bound or end, x]
     inverse = (1.0 / scale).float().double()
-    cell = (x * (inverse * _DENSITY).float().double()).round().int() + 16
-    got = (x * (inverse * _SLOPE) + line.double()[cell.clamp(0, 31).long()]).float().round()
+    product = x * (inverse * _SLOPE).float()
     want = torch.bucketize((x / scale).float(), torch.tensor(bounds))
-    return line if bool((got == want)[cell.clamp(1, 31) == cell].all()) else None
+    beyond = want > torch.arange(len(target[0]))[:, None]
+    under, over = (torch.where(beyond, -torch.inf, product).amax((0, 2)), torch.where(beyond, product, torch.inf).amin((0, 2)))
+    line = below - _SLOPE * center
+    line[table[0].isfinite()] = torch.arange(len(bounds)) + 0.5 - (under + over)[: len(bounds)] / 2
+    line = (line + origin).float()
+    cell = (x * (inverse * _DENSITY).float()).round().int() + 16
+    got = (product + line.double()[cell.clamp(0, 31).long()]).float().round()
+    return line if bool((got == want + origin)[cell.clamp(1, 31) == cell].all()) else None
 
 
 @cache

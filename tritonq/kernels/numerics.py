@@ -43,15 +43,21 @@ def divide_by_inverse(x, y, inverse):
 
 
 @jit
-def round_short_quotient(x, inverse, OFFSET: tl.constexpr):
-    """round_half_even(x / y) + OFFSET + 1.5 * 2**23 for x and y of at most 11 significant bits, |x / y| < 256, no overflow or underflow.
+def place_short_quotient(x, inverse, ORIGIN: tl.constexpr):
+    """ORIGIN + x / y, ready to be rounded to integers, for x and y of at most 11 significant bits, no overflow or underflow.
 
-    OFFSET is even, so ties keep their side.
-    Two such numbers that are no tie lie at least 2**-13 from one: |2x - (2k+1)y| is a multiple of the smaller last place. So rounding
-    x * inverse, which is off by less than 2**-16, to multiples of 2**-14 puts every tie exactly on its place and moves nothing across
-    one; the second addition then rounds to integers as IEEE does.
+    ORIGIN is even, so ties keep their side, and either |x / y| < 256 and the sum lies in 512 .. 1024, or |x / y| < 64 and in 128 .. 256.
+    Two such numbers that are no tie lie at least 2**-13 from one: |2x - (2k+1)y| is a multiple of the smaller last place. x * inverse is
+    off by less than 2**-24 of the quotient. So rounding the sum to its units, multiples of 2**-14 (2**-16), puts every tie exactly on its
+    place and moves nothing across one; what then rounds to integers, ties to even, does so as IEEE does.
     """
-    return tl.fma(x, inverse, 768.0) + (12582144.0 + OFFSET)
+    return tl.fma(x, inverse, ORIGIN)
+
+
+@jit
+def round_short_quotient(x, inverse, OFFSET: tl.constexpr):
+    """round_half_even(x / y) + OFFSET + 1.5 * 2**23, |x / y| < 256; OFFSET is even."""
+    return place_short_quotient(x, inverse, 768.0) + (12582144.0 + OFFSET)
 
 
 @jit

@@ -8,14 +8,15 @@ programs of one launch cannot wait for each other without a grid-wide barrier, s
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from .._triton import triton
 from ..formats.codebook import bound_table, line_table
-from ..formats.core import Format
 from ..scheme import Scheme
 from .constants import MAX_GRID_Y, carrier, encode_constants, next_power_of_two
+from .pack import PAIR_ORIGIN
 from .quantize_area import quantize_area
 from .quantize_rows import quantize_rows
 from .ranges import range_partials
@@ -30,6 +31,7 @@ LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0*
 WARP_ELEMENTS = 2048
 
 
+@cache
 def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     """Which shorter arithmetic gives the same bits, and for which scales.
 
@@ -37,8 +39,9 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     is 2**-149 at least, and neither x * inverse nor its correction, half a unit at most, rounds such a quotient to 0.
     QUOTIENT: ``"product"`` with the exact reciprocal of a power of two; ``"short"`` for inputs and scales of at most 11 significant bits
     and integer codes with ties to even, see round_short_quotient; ``"exact"`` corrects the last bit.
-    CELLS: how a code book is searched by table, see formats/codebook.py.
+    CELLS: how a code book is searched by table, see CellSearch.
     IN_RANGE: absmax / scale rounds to the largest code at most, whatever the rounding of the scale, so that codes need no clamp.
+    PAIRS: codes are few and near enough to be rounded two at a time, see pack_pairs.
     """
     fmt, storage = scheme.format, scheme.scale_format(dtype)
     splits_zero = not fmt.is_integer and bool(fmt.encode_ref(torch.tensor([2.0**-149])) != fmt.encode_ref(torch.tensor([0.0])))
@@ -52,12 +55,24 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     elif fast and dtype.itemsize == 2 and storage.bits <= 16 and fmt.is_integer and "away" not in scheme.options:
         quotient = "short"
     in_range = fmt.is_integer and not fmt.affine and "full" not in scheme.options and fmt.max_abs / (1 - error) < fmt.max_abs + 0.5
-    return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "CELLS": cells_kind(scheme, dtype) if fast else None,
+    search = cell_search(scheme, dtype) if fast else None
+    pairs = search.pairs if search else quotient == "short" and in_range and fmt.bits <= 4
+    return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "CELLS": search and search.kind, "PAIRS": pairs,
             "SCALE_MIN": max(2.0**-60, exact.smallest_normal), "SCALE_MAX": min(largest, 2.0**60, exact.max / 2)}  # fmt: skip
 
 
-def cells_kind(scheme: Scheme, dtype: torch.dtype) -> str | None:
-    """``"line"`` where x and scale are short enough for it, ``"bound"`` for every float32 quotient, None without a table."""
+class CellSearch(NamedTuple):
+    """How the kernel searches a code book by table: ``"line"`` where x and scale are short enough for it, ``"bound"`` for every float32
+    quotient; whether a line's results are rounded in pairs; and the table."""
+
+    kind: str
+    pairs: bool
+    table: torch.Tensor
+
+
+@cache
+def cell_search(scheme: Scheme, dtype: torch.dtype) -> CellSearch | None:
+    """None without a table, see formats/codebook.py."""
     fmt, storage = scheme.format, scheme.scale_format(dtype)
     error = 0.0 if scheme.rounds_up else torch.finfo(storage.dtype).eps / 2
     if fmt.bounds is None or fmt.max_abs != 1.0 or error > 2**-4 or bound_table(fmt.bounds) is None:
@@ -65,19 +80,18 @@ def cells_kind(scheme: Scheme, dtype: torch.dtype) -> str | None:
     if dtype.itemsize == 2:
         digits = {torch.bfloat16: 8, torch.float16: 11}
         # A scale kept in float32 is the absmax itself, as short as x.
-        bits = max(digits[dtype], 4 if storage.bits == 8 else digits.get(storage.dtype, 0))
-        if line_table(fmt.bounds, bits) is not None:
-            return "line"
-    return "bound"
+        bits = max(digits[dtype], digits.get(storage.dtype, 0))
+        for pairs in (True, False):
+            line = line_table(fmt.bounds, bits, PAIR_ORIGIN.value if pairs else 0.0)
+            if line is not None:
+                return CellSearch("line", pairs, line)
+    return CellSearch("bound", False, bound_table(fmt.bounds))
 
 
 @cache
-def cells_tensor(fmt: Format, kind: str, dtype: torch.dtype, storage: torch.dtype, device: torch.device) -> torch.Tensor:
+def cells_tensor(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The table that quantize_rows searches, on the device."""
-    if kind == "bound":
-        return bound_table(fmt.bounds).to(device)
-    bits = 8 if torch.float16 not in (dtype, storage) else 11
-    return line_table(fmt.bounds, bits).to(device)
+    return cell_search(scheme, dtype).table.to(device)
 
 
 def word_codes(scheme: Scheme, n: int, k: int) -> int:
@@ -109,8 +123,8 @@ def row_group(scheme: Scheme, n: int, k: int) -> int | None:
 
 
 def config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes. quantize_rows: 64 elements of a 16-bit dtype per thread, in one warp where that holds a group, so that nothing waits
-    for a barrier; as many groups side by side as divide the row, so that nothing is masked."""
+    """Tile sizes. quantize_rows: 64 elements of a 16-bit dtype per thread, in one warp where that holds a group, so that nothing
+    waits for a barrier; as many groups side by side as divide the row, so that nothing is masked."""
     columns = min(scheme.group_shape(n, k)[1], k)
     if group := row_group(scheme, n, k):
         groups = -(-k // columns)
@@ -155,15 +169,18 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
         if scheme.recipe == "nv":
             second = torch.empty((), dtype=torch.float32, device=device)
         cuts = short_cuts(scheme, x.dtype)
-        cells = cuts["CELLS"] and cells_tensor(fmt, cuts["CELLS"], x.dtype, scale.dtype, device)
+        cells = cuts["CELLS"] and cells_tensor(scheme, x.dtype, device)
         tiles = triton.cdiv(n, config["BLOCK_N"])
         deep = triton.cdiv(tiles, MAX_GRID_Y)
+        rows = (tiles + deep) * config["BLOCK_N"]
+        span = (groups + config["BLOCK_G"]) * group  # of a row with its padding, in elements
+        span = rows * max(x.stride(0), span) + span * x.stride(1)
         covered = n % config["BLOCK_N"] == groups % config["BLOCK_G"] == tiles % deep == 0
         quantize_rows[triton.cdiv(groups, config["BLOCK_G"]), triton.cdiv(tiles, deep), deep](
             x, words, carrier(scale), zero_point, low, high, second, cells,
             n, k, groups, words.shape[1], x.stride(0), x.stride(1), partials,
             GROUP=group, COLUMNS=columns, WORD=word, **thread_shape(group, columns, word, fmt.bits, x.dtype.itemsize),
-            FULL=covered and columns == group and k == groups * columns, RAGGED=k % word != 0, WIDE=k >= 2**31 - 2**16,
+            FULL=covered and columns == group and k == groups * columns, RAGGED=k % word != 0, WIDE=span >= 2**31,
             TWO_LEVEL=scheme.recipe == "nv", PARTIALS=next_power_of_two(partials),
             **cuts, **constants, **config, enable_fp_fusion=False,
         )  # fmt: skip

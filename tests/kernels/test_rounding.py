@@ -1,0 +1,48 @@
+"""What quantize_rows decides with shortened arithmetic: every boundary between codes, and which element of a group is the greatest."""
+import pytest
+import torch
+
+import tritonq
+from tests.support.schemes import same_bits
+from tritonq import Scheme, reference
+
+BF16, F16 = torch.bfloat16, torch.float16
+
+
+def equal_the_reference(x, scheme, device):
+    q, want = tritonq.quantize(x.to(device), scheme), reference.quantize(x, Scheme.parse(scheme))
+    assert all(same_bits(q.tensors()[name].cpu(), tensor) for name, tensor in want.tensors().items())
+
+
+def near_boundaries(scheme, dtype, step=1):
+    """[significands, 128]: in every row another significand (each ``step``-th), and what lies next to the boundaries under its scale."""
+    parsed = Scheme.parse(scheme)
+    one = torch.ones((), dtype=dtype).view(torch.int16)
+    most = torch.arange(int(one), int((2 * torch.ones((), dtype=dtype)).view(torch.int16)), step, dtype=torch.int16).view(dtype)[:, None]
+    scale = reference.quantize(most.expand(-1, 128), parsed).scale[:, :1].double()
+    low, high = parsed.code_range
+    bounds = torch.arange(low, high).double() + 0.5 if parsed.format.is_integer else torch.tensor(parsed.format.bounds).double()
+    nearest = (scale * bounds).to(dtype).view(torch.int16)
+    around = torch.cat([nearest + i for i in range(-2, 3)], 1).view(dtype)  # the next numbers of the dtype, but around zero
+    around = torch.where(around.abs() <= most, around, 0)
+    assert parsed.format.bounds or (around.double() / scale).frac().abs().eq(0.5).sum() > 50 / step  # ties there are
+    return torch.cat([most, around, around.new_zeros(len(around), 127 - around.shape[1])], 1)
+
+
+def one_in_every_place(dtype):
+    """[7 * 128, 128]: small numbers, and at every place of a group its greatest, or what the short way must not miss."""
+    others = torch.randn(7, 128, 128, generator=torch.Generator().manual_seed(1)) / 64
+    special = torch.tensor([1.0, -1.0, 2.0**-3, -(2.0**12), float("inf"), -float("inf"), float("nan")])
+    return torch.where(torch.eye(128).bool(), special[:, None, None], others).to(dtype).flatten(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("scheme", ["int4.g128", "int3.g128", "int2.g128", "int4.g128.s32", "nf4.g128", "nf4.g128.s16"])
+def test_every_boundary_and_its_neighbours(scheme, dtype, device):
+    equal_the_reference(near_boundaries(scheme, dtype), scheme, device)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64"])
+def test_every_place_counts(scheme, dtype, device):
+    equal_the_reference(one_in_every_place(dtype), scheme, device)

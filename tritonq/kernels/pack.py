@@ -1,0 +1,67 @@
+"""Floor 3. Codes of a tile of quantize_rows to the words that are stored, in registers."""
+from __future__ import annotations
+
+from .._triton import cuda_arch, jit, tl
+
+# Where pack_pairs expects the numbers that it rounds: a float32 has units of 2**-16 there, and a bfloat16 units of 1.
+PAIR_ORIGIN = tl.constexpr(192.0)
+
+
+@jit
+def fields_of_words(raw, WORD: tl.constexpr):
+    """[outer, repeat, N, G, threads, lanes] -> [outer, N, G, threads, words, WORD]: the codes of a word side by side."""
+    WORDS: tl.constexpr = raw.shape[1] * raw.shape[5] // WORD
+    return tl.reshape(tl.permute(raw, (0, 2, 3, 4, 1, 5)), (raw.shape[0], raw.shape[2], raw.shape[3], raw.shape[4], WORDS, WORD))
+
+
+@jit
+def add_fields(fields, BITS: tl.constexpr, EXCESS: tl.constexpr):
+    """Unsigned [.., fields] -> [..], the first lowest, BITS apart, less EXCESS: one multiply-add per field. It may wrap around."""
+    shifts = (tl.arange(0, fields.shape[5]) * BITS)[None, None, None, None, None, :]
+    total = tl.sum(fields << shifts, 5)
+    if EXCESS != 0:
+        total = tl.sub(total, EXCESS, sanitize_overflow=False)
+    return total
+
+
+@jit
+def pack_words(raw, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr):
+    """Tile of int32 BIAS + OFFSET + code -> [outer, N, G, threads, words] of WORD codes, the first lowest; code 0 beyond the end of a row.
+
+    Fields do not overlap, so their sum is their union, and the biases are a constant that leaves at the end.
+    """
+    if RAGGED:
+        raw = tl.where(mask, raw, BIAS + OFFSET)
+    ONES: tl.constexpr = ((1 << (BITS * WORD)) - 1) // ((1 << BITS) - 1)
+    packed = add_fields(fields_of_words(raw, WORD).to(tl.uint32, bitcast=True), BITS, BIAS * ONES % 2 ** (BITS * WORD))
+    if OFFSET != 0:
+        packed = packed ^ (OFFSET * ONES)
+    return packed
+
+
+@jit
+def pack_pairs(y, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """The same of floats y, which round, ties to even, to PAIR_ORIGIN + OFFSET + code; code + OFFSET in 0 .. 2**BITS - 1, BITS at most 4.
+
+    On NVIDIA's GPUs one instruction rounds two of them to bfloat16, whose low bits are code + OFFSET: one of the first half of a word
+    and one of the second, so that shifting and adding such pairs packs both halves at once.
+    """
+    if cuda_arch() >= 80 and WORD >= 8:  # bringing shorter halves together costs more than it saves
+        if RAGGED:
+            y = tl.where(mask, y, PAIR_ORIGIN + OFFSET)
+        fields = fields_of_words(y, WORD)
+        HALF: tl.constexpr = WORD // 2
+        fields = tl.reshape(fields, (y.shape[0], y.shape[2], y.shape[3], y.shape[4], fields.shape[4], 2, HALF))
+        low, high = tl.split(tl.permute(fields, (0, 1, 2, 3, 4, 6, 5)))
+        # In PTX, because Triton's conversion pairs neighbours in the order of registers, and taking those apart costs what it saves.
+        pairs = tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,r,r", [high, low], tl.uint32, is_pure=True, pack=1)
+        ONES: tl.constexpr = ((1 << (BITS * HALF)) - 1) // ((1 << BITS) - 1)
+        packed = add_fields(pairs, BITS, 0x43404340 * ONES % 2**32)
+        if BITS * HALF < 16:
+            FIELDS: tl.constexpr = (1 << (BITS * HALF)) - 1
+            packed = (packed & FIELDS) | ((packed >> (16 - BITS * HALF)) & (FIELDS << (BITS * HALF)))
+        if OFFSET != 0:
+            packed = packed ^ (OFFSET * (ONES << (BITS * HALF) | ONES))
+    else:
+        packed = pack_words((y + (12582912.0 - PAIR_ORIGIN)).to(tl.int32, bitcast=True), mask, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
+    return packed
