@@ -59,7 +59,7 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, 64)
     split = _split(tiles, steps, multiprocessors * (2 if small else 1), 8)
     chosen = {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 4 if small else 8}
-    crowded = not small and split == 1 and block_k == 128 and (scheme.float_zero or scheme.format.bits == 2)
+    crowded = not small and split == 1 and block_k == 128 and (scheme.float_zero or scheme.format.bits in (2, 8))
     return {**chosen, "maxnreg": 128} if crowded else chosen
 
 
