@@ -14,7 +14,7 @@ import tritonq
 from tests.support.bitsandbytes_files import stored
 
 pytest.importorskip("vllm")
-transformers = pytest.importorskip("transformers", minversion="5")
+transformers = pytest.importorskip("transformers", minversion="5.19")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = {"vocab_size": 500, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip

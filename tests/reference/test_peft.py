@@ -228,7 +228,7 @@ def test_what_cannot_be_merged_changes_nothing():
 
 
 def test_transformers_all_linear_bf16():
-    transformers = pytest.importorskip("transformers", minversion="5")
+    transformers = pytest.importorskip("transformers", minversion="5.19")
     config = transformers.LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                                       num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
     torch.manual_seed(0)

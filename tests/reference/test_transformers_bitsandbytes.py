@@ -6,7 +6,7 @@ import tritonq
 from tests.support.schemes import same_bits
 from tritonq.nn import QuantLinear
 
-transformers = pytest.importorskip("transformers", minversion="5")
+transformers = pytest.importorskip("transformers", minversion="5.19")
 functional = pytest.importorskip("bitsandbytes.functional")
 from tests.support.tiny_models import IDS, load, logits, make  # noqa: E402
 from tritonq.integrations.transformers_checkpoints import checkpoint_config  # noqa: E402

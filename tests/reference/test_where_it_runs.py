@@ -11,7 +11,7 @@ import tritonq
 from tests.support.schemes import same_bits
 from tritonq.nn import QuantExperts, QuantLinear
 
-pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5.19")
 from tests.support.tiny_models import IDS, load, logits, make  # noqa: E402
 from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
 

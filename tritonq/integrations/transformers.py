@@ -63,6 +63,7 @@ class TritonQQuantizer(HfQuantizer):
     """Puts :class:`QuantLinear` modules into a model that is on the meta device, and completes them once their tensors are there."""
 
     requires_calibration = False
+    _hooks = ()
 
     def validate_environment(self, *args, **kwargs) -> None:
         """Nothing beyond what importing this module needs."""
@@ -79,6 +80,7 @@ class TritonQQuantizer(HfQuantizer):
             rules = Rules.parse({**config.overrides, "*": config.scheme}, exclude=config.exclude)
             schemes = {one.name: scheme for one, (scheme, _) in zip(found, decide(found, rules), strict=True)}
         head = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None
+        hooks = self._hooks = []
         for one in found:
             dtype = one.tensor.dtype if config.dtype is None else NAMED_DTYPES[config.dtype]
             if schemes[one.name] is None or not one.is_weight or one.module is head:
@@ -89,6 +91,8 @@ class TritonQQuantizer(HfQuantizer):
                 both = {name: schemes[f"{one.path}.{name}"] for name in WEIGHTS}
                 common_scheme(one.path, {name: scheme and "quantized" for name, scheme in both.items()})
                 model.set_submodule(one.path, empty_experts(one.module, both, dtype))
+            if not self.pre_quantized:
+                hooks.append(_announce(model.get_submodule(one.path), one))
 
     def _stored_scheme(self, model, one: FoundParameter) -> str | None:
         """The scheme that a checkpoint says a parameter has; None: it was kept."""
@@ -99,6 +103,8 @@ class TritonQQuantizer(HfQuantizer):
         return common_scheme(one.name, {part: None if part in kept else config.overrides.get(part, config.scheme) for part in parts})
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        for hook in self._hooks:
+            hook.remove()
         for module in model.modules():
             if isinstance(module, QuantizedModule):
                 module.complete()
@@ -160,6 +166,17 @@ class TritonQQuantizer(HfQuantizer):
             elif isinstance(module, QuantExperts):
                 model.set_submodule(path, module.to_experts(dtype))
         return model
+
+
+def _announce(module: torch.nn.Module, one: FoundParameter):
+    """Let the state dict say, until the hook is removed, that a weight comes as it was: before 5.23 Transformers casts it to what stands
+    there, and only then has it quantized."""
+    name, comes = one.own_name, torch.empty_like(one.tensor, device="meta")
+
+    def hook(module, state, prefix, metadata):
+        state[prefix + name] = comes
+
+    return module.register_state_dict_post_hook(hook)
 
 
 class _Quantize(ConversionOps):
