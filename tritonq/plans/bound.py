@@ -29,7 +29,7 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
     """The product of these arguments, from the weight where it keeps one like it.
 
     Args:
-        owner: tells apart who asks: the name of an activation, or the identity of a plan.
+        owner: tells apart who asks: the name of an activation, or a plan's own ``choose``.
         choose: (owner, x, q, bias, residual) -> the plan, after every check.
         workspace: what :meth:`Product.run` will be given; the plan checks it, all but its address, which ``run`` looks at.
     """

@@ -123,18 +123,20 @@ class MatmulPlan(Plan):
             InvalidProblemError: the arguments are not what the plan was made for.
             WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
         """
-        return find(id(self), self._choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
+        choose = self._choose
+        return find(choose, choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
         """Compile and load what ``run(x, q, bias=, residual=)`` launches, and launch nothing: before a CUDA graph is captured.
 
         The tensors' dtypes, shapes, strides, alignment and devices count, not their values.
         """
-        find(id(self), self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
+        find(self._choose, self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
 
     @cached_property
     def _choose(self) -> Callable:
-        """What :func:`find` asks for a product's plan: this one, if the arguments are its own. Kept: to bind a method takes time."""
+        """What :func:`find` asks for a product's plan: this one, if the arguments are its own. Kept, since to bind a method takes time;
+        one per plan, so that it is also the owner of what is found."""
 
         def choose(_, x, q, bias, residual) -> Plan:
             self._expect(*(x,) if q is None else (x, q), bias=bias, residual=residual)
