@@ -12,6 +12,7 @@ from tests.launch.cases import HALF, K, N, launches, no_jit, weight
 from tritonq.errors import UnsupportedError
 from tritonq.kernels import launcher as module
 from tritonq.kernels import split_k
+from tritonq.kernels.bound import BoundMatmul
 
 
 def product(layout: str = "frag", m: int = 3, **kind):
@@ -183,6 +184,20 @@ def test_a_module_is_never_unloaded_under_a_launcher(stub) -> None:
     with no_jit():  # as a graph does that was captured before
         tritonq.matmul(x, q)
     assert stub.last()["function"] == first["function"]
+
+
+def test_a_kernel_that_is_no_compiled_function_is_called_as_it_is(stub) -> None:
+    """What the JIT adds to its functions may be missing, as of another kind or version."""
+    q, x, launcher = product()
+    calls = []
+
+    class Other:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: calls.append(grid)
+
+    kernel = Other()
+    bound = BoundMatmul(kernel, launcher.grid[:2], x, q, None, None, weight=(q.packed,), shape=(3, N), constants={})
+    assert bound.run(x, q, None, None).shape == (3, N) and calls == [launcher.grid]
 
 
 def test_an_unknown_triton_goes_through_the_jit(stub, monkeypatch) -> None:

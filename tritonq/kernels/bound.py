@@ -86,7 +86,8 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
         return lambda x, q, bias, residual, workspace=None: through_jit(x, bias, residual, empty(shape, strides, dtype), workspace)
 
     get_device, raw_stream, streams = gpu.get_device, gpu.raw_stream, by_stream(index)
-    enter, leave, hooks, settings, unaligned = gpu.ENTER_CALLS, gpu.EXIT_CALLS, kernel.pre_run_hooks, gpu.SETTINGS, gpu.UNALIGNED
+    enter, leave, settings, unaligned = gpu.ENTER_CALLS, gpu.EXIT_CALLS, gpu.SETTINGS, gpu.UNALIGNED
+    hooks = getattr(kernel, "pre_run_hooks", ())  # whatever has none is not launched from here
     # Three are spelled out, since a step of a loop takes as long as an address; act-order has one more.
     first, second, third, *others = movable if len(movable) > 2 else [*movable, None, None][:3]
     addresses, first_at, second_at, third_at, others_at = (), None, None, None, []
@@ -98,9 +99,8 @@ def _runner(launcher: gpu.Launcher, weight: tuple[torch.Tensor | None, ...], mov
         bits = 0
         for at in addresses:
             bits |= at or 0
-        first_at, second_at, third_at, *others_at = (address and address() for address in (first, second, third, *others))
-        if bits & unaligned:
-            first_at = None
+        at, second_at, third_at, *others_at = (address and address() for address in (first, second, third, *others))
+        first_at = None if bits & unaligned else at  # last, and at once: another thread may be comparing
         return bits
 
     def run(x, q, bias, residual, workspace=None):

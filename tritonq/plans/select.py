@@ -135,14 +135,13 @@ class MatmulPlan(Plan):
 
     @cached_property
     def _choose(self) -> Callable:
-        """What :func:`find` asks for a product's plan: this one, if the arguments are its own. Kept, since to bind a method takes time;
-        one per plan, so that it is also the owner of what is found."""
+        """What :func:`find` asks for a product's plan. Kept, since to bind a method takes time; one per plan, so that it is also the owner
+        of what is found."""
+        return self._itself
 
-        def choose(_, x, q, bias, residual) -> Plan:
-            self._expect(*(x,) if q is None else (x, q), bias=bias, residual=residual)
-            return self
-
-        return choose
+    def _itself(self, _, x, q, bias, residual) -> Plan:
+        self._expect(*(x,) if q is None else (x, q), bias=bias, residual=residual)
+        return self
 
 
 class Verdict(NamedTuple):
