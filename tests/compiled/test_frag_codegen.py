@@ -50,6 +50,13 @@ def test_the_main_loop(scheme, dtype, m):
     assert programs >= (4 if m <= 16 else 2 if m <= 32 else 1)
 
 
+def test_one_binary_serves_every_number_of_rows_of_a_tile():
+    """Also one row, and a multiple of 16, for which Triton would make others: decoding compiles once, and costs what the budgets say."""
+    for one, other in ((1, 5), (13, 16)):
+        (first, tile), (second, same) = (compiled("int8.g128", torch.bfloat16, m) for m in (one, other))
+        assert tile == same and first.ptx == second.ptx
+
+
 @pytest.mark.parametrize("scheme, dtype, m", [
     ("int4.g128", "float16", 1), ("int4.g128", "bfloat16", 32), ("nf4.g64", "bfloat16", 16), ("nf4.g64", "bfloat16", 32),
     ("int8.channel", "float16", 1), ("int3.g128", "float16", 32), ("uint4.g128.fz", "float16", 32), ("int4.g128", "bfloat16", 64),

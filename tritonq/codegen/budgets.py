@@ -21,7 +21,7 @@ MATMUL_FRAG = {
     ("fp4_bnb.g64", "float16", 8): 3.35, ("mxfp4", "bfloat16", 8): 3.65, ("nvfp4", "bfloat16", 8): 4.15, ("nvfp4", "bfloat16", 32): 6.05,
     ("int8.channel", "float16", 8): 1.5, ("int8.channel", "bfloat16", 16): 1.75, ("int8.channel", "bfloat16", 32): 2.45,
     ("uint8.channel", "float16", 8): 1.6, ("uint8.g128", "bfloat16", 8): 1.75,
-    ("int8.g128", "float16", 8): 1.6, ("int8.g128", "bfloat16", 8): 1.6,
+    ("int8.g128", "float16", 8): 1.6, ("int8.g128", "bfloat16", 1): 1.6,
     ("fp8_e4m3.channel", "float16", 8): 1.0, ("fp8_e4m3.channel", "bfloat16", 8): 2.5, ("fp8_e5m2.channel", "float16", 8): 1.0,
     ("mxfp8", "float16", 8): 1.6, ("mxfp8", "bfloat16", 8): 3.05,
     ("int3.g128", "bfloat16", 8): 2.55, ("int3.g128", "float16", 16): 2.75, ("int3.g128", "float16", 32): 3.3,
@@ -29,7 +29,7 @@ MATMUL_FRAG = {
     ("int4.g48", "float16", 8): 2.65,
     # wgmma, once per 64 rows of x
     ("int4.g128", "float16", 64): 3.3, ("int4.g128", "bfloat16", 64): 3.3, ("uint4.g128", "bfloat16", 64): 3.35,
-    ("uint4.g128.fz", "bfloat16", 64): 4.55, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.2,
+    ("uint4.g128.fz", "bfloat16", 64): 4.55, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.25,
     ("mxfp4", "bfloat16", 64): 6.5,
     ("int8.channel", "bfloat16", 64): 2.9, ("int3.g128", "float16", 64): 3.6, ("int4.g32", "float16", 64): 5.15,
 }  # fmt: skip

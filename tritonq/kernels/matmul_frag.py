@@ -142,7 +142,7 @@ def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, B: tl.constexpr, GATED
     return at[None, :] + tl.arange(0, B)[:, None] * 512
 
 
-@jit(repr=_name)
+@jit(repr=_name, do_not_specialize=["M"])  # one binary per tile, for one row of x too
 def matmul_frag(
     x_ptr, w_ptr, scale_ptr, zero_ptr, factor_ptr, table_ptr, order_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, x_row, x_col, w_row, scale_row, zero_row, marks, blocks, tiles_m, steps, per_split,
