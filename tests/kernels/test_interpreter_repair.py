@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels run on the GPU in this process", allow_module_level=True)
@@ -133,3 +134,15 @@ def test_bf16_atomics_are_added_one_by_one() -> None:
 def test_range_table_is_of_this_launch_only() -> None:
     kernels.unmasked_copy[(1,)](fenced(torch.randn(128)), torch.empty(128), BLOCK=128)
     assert len(interp_memory._ranges) == 2
+
+
+def test_types_of_one_shape_share_it_and_a_size_is_checked_whatever_equals_it() -> None:
+    first, second = tl.block_type(tl.float32, [8, 4]), tl.block_type(tl.int8, [tl.constexpr(8), 4])
+    assert first.shape is second.shape and (first.numel, first.shape.values) == (32, [8, 4]) and first != second
+    assert first == tl.block_type(tl.float32, first.shape) and str(first) == "<['8', '4'], fp32>"
+    one = tl.tensor(None, tl.block_type(tl.float32, [1, 1]))
+    assert one.shape[0].value == one.numel.value == 1 and tl.tensor(None, tl.float32).shape.values == []
+    refused = [([1.0, 1], TypeError), ([tl.constexpr(1.0), 1], TypeError), ([12], ValueError), ([2**21], ValueError), ([], TypeError)]
+    for sizes, error in refused:
+        with pytest.raises(error):
+            tl.block_type(tl.float32, sizes)

@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 from triton.runtime import interpreter as stock
 
-from . import interp_float, interp_memory, ptx_inline
+from . import interp_float, interp_memory, interp_types, ptx_inline
 from .interp_float import Builder, Handle, to_float32
 from .interp_memory import OutOfBounds
 
@@ -99,6 +99,7 @@ def repair() -> None:
         return
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("the interpreter repair needs TRITON_INTERPRET=1, set before triton is imported")
+    interp_types.install()
     interp_float.install()
     interp_memory.install()
     # debug makes device_assert live and has Triton emit its overflow checks for narrow integer arithmetic
