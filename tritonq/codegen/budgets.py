@@ -14,7 +14,7 @@ MATMUL_FRAG = {
     ("int4.g128", "float16", 1): 1.7, ("int4.g128", "float16", 16): 1.9, ("int4.g128", "float16", 32): 2.6,
     ("int4.g128", "bfloat16", 8): 1.7, ("int4.g128", "bfloat16", 9): 1.9, ("int4.g128", "bfloat16", 32): 2.6,
     ("uint4.g128", "float16", 8): 1.85, ("uint4.g128", "bfloat16", 8): 1.85, ("uint4.g128", "float16", 16): 2.05,
-    ("uint4.g128.fz", "float16", 8): 2.1, ("uint4.g128.fz", "bfloat16", 16): 2.5,
+    ("uint4.g128.fz", "float16", 8): 1.9, ("uint4.g128.fz", "bfloat16", 16): 2.25, ("uint3.g32.fz", "float16", 16): 4.2,
     ("int4.g64", "float16", 8): 1.8, ("int4.g32", "float16", 8): 2.05, ("int4.channel", "float16", 8): 1.6,
     ("int4.g256", "bfloat16", 8): 1.65,
     ("nf4.g64", "bfloat16", 8): 3.35, ("nf4.g64", "bfloat16", 16): 3.6, ("nf4.g64", "float16", 8): 3.35, ("nf4.g64", "bfloat16", 32): 4.15,

@@ -31,20 +31,21 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: i
     wide = frag.wide(scheme, (n, k))
     spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
-    few_registers = block_m < 32 and not frag_codes.is_book(scheme.format) and not scheme.float_zero
+    narrow = block_m < 32 and not frag_codes.is_book(scheme.format)  # leaves registers for 256 columns at once
     # 16 dots of 256 8-bit columns: as many instructions, 32 spilled bytes, and a compiler at work for ten seconds.
     short = scheme.format.bits == 8 and group_constant(scheme, k) % 32 > 0
-    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and few_registers and not short else 128
+    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and narrow and not short else 128
     steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
     programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
     split = _split(tiles, steps, programs, 8 if block_m == 8 else 4)
     chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
-    # Unasked, ptxas stops at 96 registers here and spills; 160 cost no program of a multiprocessor where shared memory admits six of them.
-    crowded = few_registers or 0 < group_constant(scheme, k) <= 32
-    if block_m == 16 and crowded:
+    # Unasked, ptxas stops at 80 registers with 8 rows, which some of these loops pass by a few bytes on some architecture (of 128 they take
+    # 75 to 120), and with 16 rows at 96, and spills: 160 cost no program of a multiprocessor where shared memory admits six of them.
+    if block_m == 8 and narrow and (scheme.float_zero or scheme.format.bits < 8):
+        return {**chosen, "maxnreg": 128}
+    if block_m == 16 and not scheme.float_zero and (narrow or 0 < group_constant(scheme, k) <= 32):
         return {**chosen, "maxnreg": 160}
-    # With 8 rows it stops at 80, which some of these loops pass by a few bytes on some architecture; of 128 they take 75 to 115.
-    return {**chosen, "maxnreg": 128} if few_registers and scheme.format.bits < 8 else chosen
+    return chosen
 
 
 def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int]:
