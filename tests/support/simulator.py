@@ -2,7 +2,8 @@
 
 ``install(arch=90)`` redirects every ``@triton.jit`` launch of this process until ``uninstall()``. Compiled kernels are kept per
 specialisation, as the JIT keeps them. ``TRITON_INTERPRET`` must not be set. Compilation ends with PTX, an eighth of the time of
-tests/compiled less: what ptxas makes of the kernels is asked by the tests of machine code, and here under ``TRITONQ_TEST_FULL=1``.
+tests/compiled less, and is verified once per stage, a third less: what ptxas makes of the kernels, and whether each pass leaves a valid
+module, is asked by the tests of machine code, and here under ``TRITONQ_TEST_FULL=1``.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from tritonq.codegen.compiler import compile_source
 from tritonq.codegen.launches import Specialisation, specialise
 
 from . import ptx_sim
+from .passes import verified_once_per_stage
 from .shapes import FULL
 
 _real_run = JITFunction.run
@@ -67,10 +69,12 @@ def _no_machine_code(*stage_arguments):
 @contextlib.contextmanager
 def _as_far_as_ptx() -> Iterator[None]:
     """Kernels without machine code have a cache of their own: Triton 3.6 does not ask the hook for a key."""
-    with knobs.cache.scope(), knobs.runtime.scope():
-        if not FULL:
-            knobs.cache.dir = os.path.join(knobs.cache.dir, "ptx")
-            knobs.runtime.add_stages_inspection_hook = _no_machine_code
+    if FULL:
+        yield
+        return
+    with knobs.cache.scope(), knobs.runtime.scope(), verified_once_per_stage():
+        knobs.cache.dir = os.path.join(knobs.cache.dir, "ptx")
+        knobs.runtime.add_stages_inspection_hook = _no_machine_code
         yield
 
 
