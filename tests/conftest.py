@@ -1,8 +1,20 @@
 """Shared by all tests. Imports neither triton nor tritonq: each folder decides first how kernels run in its process."""
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """What is imported stays: looking through all of it again and again is half of the time that collecting the tests takes."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
