@@ -108,7 +108,7 @@ def test_processes_compile_ahead(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = Compiler(jobs=2)
     planner = Planner(compiler, H200)
-    todo = [problem([{"STAGES": 2}], m=m) for m in (1, 8)] + [problem([{"STAGES": 2}], m=1, n=8192)]
+    todo = [problem([{"STAGES": 2}], m=m) for m in (1, 17)] + [problem([{"STAGES": 2}], m=1, n=8192)]
     todo = [dataclasses.replace(one, kernel=dataclasses.replace(MATMUL_FRAG, space=one.kernel.space)) for one in todo]
     assert planner.prepare(todo) == 2  # the third shares a binary
     assert len(list(tmp_path.glob("*/matmul_frag*.cubin"))) == 2
