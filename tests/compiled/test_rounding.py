@@ -1,16 +1,23 @@
 """The same of the compiled quantize_rows: two numbers rounded at a time, magnitudes of two at a time, cells from other lanes."""
 import pytest
 
-from tests.kernels.test_rounding import BF16, F16, equal_the_reference, near_boundaries, one_in_every_place
+from tests.kernels.test_rounding import BF16, F16, equal_the_reference, near_boundaries, near_float_boundaries, one_in_every_place
 
 SAMPLE = [("int4.g128", BF16, 90), ("int4.g128", F16, 80), ("int3.g128", F16, 90), ("int2.g128", BF16, 90), ("nf4.g128", BF16, 90),
           ("nf4.g128", F16, 90)]  # fmt: skip
+FLOATS = [("fp8_e4m3.g256", BF16, 90), ("fp8_e5m2.g256", F16, 90), ("fp8_e4m3.g256", F16, 80), ("mxfp8", F16, 90), ("mxfp4", BF16, 90),
+          ("nvfp4", BF16, 90), ("fp4_e2m1.g16", F16, 90)]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme, dtype, simulator", SAMPLE, ids=str, indirect=["simulator"])
 def test_every_boundary_and_its_neighbours(scheme, dtype, simulator):
     equal_the_reference(near_boundaries(scheme, dtype, 1 if dtype == BF16 else 4), scheme, "cpu")
     assert simulator.launches == 1
+
+
+@pytest.mark.parametrize("scheme, dtype, simulator", FLOATS, ids=str, indirect=["simulator"])
+def test_every_boundary_of_small_floats(scheme, dtype, simulator):
+    equal_the_reference(near_float_boundaries(scheme, dtype, 1 if dtype == BF16 else 64), scheme, "cpu")
 
 
 @pytest.mark.parametrize("scheme, dtype", [("int4.g128", BF16), ("int4.g32", F16)], ids=str)

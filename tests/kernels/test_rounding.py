@@ -1,4 +1,6 @@
 """What quantize_rows decides with shortened arithmetic: every boundary between codes, and which element of a group is the greatest."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,27 @@ def near_boundaries(scheme, dtype, step=1):
     return torch.cat([most, around, around.new_zeros(len(around), 127 - around.shape[1])], 1)
 
 
+def near_float_boundaries(scheme, dtype, step=1):
+    """[.., group] likewise for small floats: the greatest, -0, and as many boundaries as fit, all of them n places beside where they lie."""
+    parsed = Scheme.parse(scheme)
+    columns = parsed.group_shape(1, 1 << 20)[1]
+    one, two = torch.tensor([1.0, 2.0], dtype=dtype).view(torch.int16).tolist()
+    most = torch.arange(one, two, step, dtype=torch.int16).view(dtype)[:, None]
+    q = reference.quantize(most.expand(-1, columns), parsed)
+    levels = parsed.format.levels.double()
+    levels = levels[levels.isfinite()].unique()
+    chunks = ((levels[1:] + levels[:-1]) / 2).split(columns - 2)
+    bounds = torch.stack([torch.nn.functional.pad(chunk, (0, columns - 2 - len(chunk))) for chunk in chunks])
+    # what one level decodes to tells the scale, whatever it is made of
+    code = 2 ** (parsed.format.bits - 2)
+    scale = reference.dequantize(replace(q, packed=torch.full_like(q.packed, code)), torch.float64)[:, :1] / parsed.format.levels[code]
+    nearest = (scale[:, None] * bounds).to(dtype).view(torch.int16)  # [significands, chunks, bounds]
+    around = torch.stack([nearest + i for i in range(-2, 3)], 2).view(dtype)
+    around = torch.where(around.abs() <= most[:, None, None], around, -0.0)
+    greatest = most[:, None, None].expand(*around.shape[:-1], 1)
+    return torch.cat([greatest, -torch.zeros_like(greatest), around], 3).flatten(0, 2)
+
+
 def one_in_every_place(dtype):
     """[7 * 128, 128]: small numbers, and at every place of a group its greatest, or what the short way must not miss."""
     others = torch.randn(7, 128, 128, generator=torch.Generator().manual_seed(1)) / 64
@@ -40,6 +63,12 @@ def one_in_every_place(dtype):
 @pytest.mark.parametrize("scheme", ["int4.g128", "int3.g128", "int2.g128", "int4.g128.s32", "nf4.g128", "nf4.g128.s16"])
 def test_every_boundary_and_its_neighbours(scheme, dtype, device):
     equal_the_reference(near_boundaries(scheme, dtype), scheme, device)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("scheme", ["fp8_e4m3.g256", "fp8_e5m2.g256", "mxfp8", "fp4_e2m1.g16", "mxfp4", "nvfp4"])
+def test_every_boundary_of_small_floats(scheme, dtype, device):
+    equal_the_reference(near_float_boundaries(scheme, dtype, 1 if dtype == BF16 else 64), scheme, device)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)

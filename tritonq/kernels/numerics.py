@@ -36,10 +36,12 @@ def cast(value, DTYPE: tl.constexpr):
 def divide_by_inverse(x, y, inverse):
     """IEEE ``x / y`` of float32 where ``inverse`` is the correctly rounded 1 / y and nothing overflows or underflows: 3 instructions.
 
-    (Markstein, IBM Journal of Research and Development 34(1), 1990, theorem 3: one exact remainder corrects the last bit.)
+    (Markstein, IBM Journal of Research and Development 34(1), 1990, theorem 3: one exact remainder corrects the last bit.) The remainder
+    is negated, because an exact one is +0: what is added then is -0, which leaves -0 / y its sign. (x * -1.0, not -x, which Triton 3.6
+    subtracts from 0.)
     """
     quotient = x * inverse
-    return tl.fma(tl.fma(-quotient, y, x), inverse, quotient)
+    return tl.fma(tl.fma(quotient, y, x * -1.0), inverse * -1.0, quotient)
 
 
 @jit
