@@ -32,7 +32,7 @@ def near_boundaries(scheme, dtype, step=1):
 
 
 def near_float_boundaries(scheme, dtype, step=1):
-    """[.., group] likewise for small floats: the greatest, -0, and as many boundaries as fit, all of them n places beside where they lie."""
+    """[.., group] likewise for small floats: the greatest, -0, and as many boundaries as fit, all n places beside where they lie."""
     parsed = Scheme.parse(scheme)
     columns = parsed.group_shape(1, 1 << 20)[1]
     one, two = torch.tensor([1.0, 2.0], dtype=dtype).view(torch.int16).tolist()

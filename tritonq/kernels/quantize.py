@@ -100,7 +100,7 @@ def word_codes(scheme: Scheme, n: int, k: int) -> int:
     wide = 32 // fmt.bits
     columns = scheme.group_shape(n, k)[1]
     whole = fmt.row_bytes(k) % 4 == 0 and (columns % wide == 0 or columns >= k)
-    return wide if whole and fmt.bits in (2, 4) else fmt.unit
+    return wide if whole and (fmt.bits in (2, 4) or fmt.bits == 8 and not fmt.is_integer) else fmt.unit
 
 
 def thread_shape(group: int, columns: int, word: int, bits: int, itemsize: int) -> dict[str, int]:

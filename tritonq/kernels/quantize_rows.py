@@ -109,7 +109,7 @@ def quantize_rows(
     at = packed_ptr + ((first_row + row) * row_words + start * STORES)[:, None] + inner * STORES
     ok = None
     if not FULL:
-        ok = (first_row + row < N)[:, None] & (start[:, None] + inner < tl.cdiv(K, WORD))
+        ok = (first_row + row < N)[:, None] & (start[:, None] + inner < tl.cdiv(row_words, STORES))
         if COLUMNS < GROUP:
             ok = ok & ((thread // WORD)[:, None] + inner < COLUMNS // WORD)
     for i in tl.static_range(STORES):
