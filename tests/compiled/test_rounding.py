@@ -4,7 +4,7 @@ import pytest
 from tests.kernels.test_rounding import BF16, F16, equal_the_reference, near_boundaries, near_float_boundaries, one_in_every_place
 
 SAMPLE = [("int4.g128", BF16, 90), ("int4.g128", F16, 80), ("int3.g128", F16, 90), ("int2.g128", BF16, 90), ("nf4.g128", BF16, 90),
-          ("nf4.g128", F16, 90)]  # fmt: skip
+          ("nf4.g128", F16, 90), ("fp4_bnb.g128", BF16, 90), ("fp4_bnb.g128", F16, 80)]  # fmt: skip
 FLOATS = [("fp8_e4m3.g256", BF16, 90), ("fp8_e5m2.g256", F16, 90), ("fp8_e4m3.g256", F16, 80), ("mxfp8", F16, 90), ("mxfp4", BF16, 90),
           ("nvfp4", BF16, 90), ("fp4_e2m1.g16", F16, 90)]  # fmt: skip
 

@@ -60,7 +60,7 @@ def one_in_every_place(dtype):
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("scheme", ["int4.g128", "int3.g128", "int2.g128", "int4.g128.s32", "nf4.g128", "nf4.g128.s16"])
+@pytest.mark.parametrize("scheme", ["int4.g128", "int3.g128", "int2.g128", "int4.g128.s32", "nf4.g128", "nf4.g128.s16", "fp4_bnb.g128"])
 def test_every_boundary_and_its_neighbours(scheme, dtype, device):
     equal_the_reference(near_boundaries(scheme, dtype), scheme, device)
 
@@ -75,3 +75,9 @@ def test_every_boundary_of_small_floats(scheme, dtype, device):
 @pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64"])
 def test_every_place_counts(scheme, dtype, device):
     equal_the_reference(one_in_every_place(dtype), scheme, device)
+
+
+@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g32", "int3.g32", "int2.g32", "nf4.g32", "fp4_bnb.g32", "mxfp4", "nvfp4"])
+def test_ends_of_rows_hold_zeros(scheme, device):
+    """Numbers that take the short way, in rows that end inside a word; no group is empty."""
+    equal_the_reference(torch.randn(4, 107, generator=torch.Generator().manual_seed(2)).to(BF16), scheme, device)

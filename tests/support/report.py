@@ -84,6 +84,10 @@ codes. Conversion, magnitude and search are inline PTX: Triton pairs neighbourin
 it saves, and masks the numbers of lanes. Elsewhere (AMD, the interpreter, the magnitude on sm_80) the same numbers are rounded and
 compared one at a time, with the same results.
 
+**Other formats.** 8-bit floats take three instructions for the quotient, whose scale has 24 bits (one under a power of two), and half of
+one to round, saturate and join: a conversion of sm_89 and later. fp4_bnb is searched as nf4 is, but has three boundaries around 0, too
+close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a time, takes 1.4.
+
 ## Where dequantize's instructions go
 
 | step | int4.g128 | nf4.g64 | int8 | why not fewer |

@@ -53,6 +53,13 @@ def lookup16(code, LEVELS: tl.constexpr):
 
 
 @cache
+def crowded(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """The bounds that share a cell with another, which are too many for a table and compared one by one."""
+    cell = [round(bound * _DENSITY) for bound in bounds]
+    return tuple(bound for bound, own in zip(bounds, cell) if cell.count(own) > 1)
+
+
+@cache
 def bound_table(bounds: tuple[float, ...]) -> torch.Tensor | None:
     """float32 [2, 32]: the bound inside each cell (Inf: none), and 1.5 * 2**23 + how many lie in lower cells. None where two share a cell.
 
@@ -98,6 +105,27 @@ def line_table(bounds: tuple[float, ...], bits: int, origin: float) -> torch.Ten
     cell = (x * (inverse * _DENSITY).float()).round().int() + 16
     got = (product + line.double()[cell.clamp(0, 31).long()]).float().round()
     return line if bool((got == want + origin)[cell.clamp(1, 31) == cell].all()) else None
+
+
+@cache
+def thresholds(bounds: tuple[float, ...], bits: int) -> tuple[float, ...] | None:
+    """For each bound a float32 t: ``x > scale * t`` in float32 is ``x / scale > bound`` for x and scale of ``bits`` significant bits.
+
+    It lies halfway between the quotients next to the bound. Tried as line_table is; None where a bound has none. 0 is its own.
+    """
+    scale = (torch.arange(2 ** (bits - 1), 2**bits) / 2 ** (bits - 1)).double()[:, None]
+    found = []
+    for bound in bounds:
+        target = bound * scale
+        unit = torch.exp2(torch.floor(torch.log2(target.abs())) - (bits - 1)) if bound else 2.0**-60
+        x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit
+        beyond = (x / scale).float() > bound
+        under, over = (x / scale)[~beyond].max(), (x / scale)[beyond].min()
+        threshold = ((under + over) / 2).float() if bound else torch.tensor(0.0)
+        if not torch.equal(x > (scale * threshold.double()).float(), beyond):
+            return None
+        found.append(threshold.item())
+    return tuple(found)
 
 
 @cache

@@ -34,6 +34,8 @@ class Format:
         group: granularity when the scheme names none, such as ``"g64"`` or ``"channel"``.
         scale: name of the scale format when the scheme names none; None is the input's dtype (float64 input: fp32).
         bounds: 15 rising float32 numbers if the code is the number of them strictly below the quotient; lets kernels search by table.
+        recode: where that number is not the code yet, a ``@triton.jit`` function that maps every nibble of a uint32 from one to the other
+            (``Format`` checks nothing: encode and encode_ref must do the same). A quotient of 0 then has code 0.
         empty_scale: the scale of a group without range (all zero, NaN or Inf).
         source: paper or specification of the numbers.
     """
@@ -47,6 +49,7 @@ class Format:
     affine: bool = False
     scale: str | None = "fp32"
     bounds: tuple[float, ...] | None = None
+    recode: Callable | None = None
     empty_scale: float = 1.0
     encode: Callable | None = None
     decode: Callable | None = None

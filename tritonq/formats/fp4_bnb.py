@@ -11,15 +11,22 @@ LEVELS = _MAGNITUDES + tuple(-m for m in _MAGNITUDES)
 ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
 BOUNDS = midpoints(tuple(LEVELS[code] for code in ORDER))
 _TWICE, _BOUNDS = tl.constexpr(2 * _MAGNITUDES), tl.constexpr(BOUNDS)
-# ORDER as nibbles of two words, rank 0 lowest.
-_ORDER_LOW = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[:8])))
-_ORDER_HIGH = tl.constexpr(sum(code << (4 * i) for i, code in enumerate(ORDER[8:])))
+
+
+@jit
+def fp4_bnb_recode(ranks):
+    """ORDER[rank] of every nibble of a uint32."""
+    # Magnitudes fall up to rank 7 and rise from 8 on. Their codes are their numbers with bit 1 added to bit 2.
+    negative = ~ranks & 0x88888888
+    magnitude = (ranks ^ (negative - (negative >> 3))) & 0x77777777
+    # Magnitude 0, which adding 7 does not carry into bit 3, has the other sign.
+    sign = (negative ^ ~(magnitude + 0x77777777)) & 0x88888888
+    return sign | (magnitude ^ ((magnitude << 1) & 0x44444444))
 
 
 @jit
 def fp4_bnb_encode(u):
-    rank = search16(u, _BOUNDS)
-    return (tl.where(rank > 7, _ORDER_HIGH, _ORDER_LOW) >> ((rank & 7) * 4)) & 15
+    return (fp4_bnb_recode(search16(u, _BOUNDS).to(tl.uint32)) & 15).to(tl.int32)
 
 
 @jit
@@ -30,7 +37,7 @@ def fp4_bnb_decode(code):
 
 
 FP4_BNB = register(Format(
-    name="fp4_bnb", bits=4, max_abs=1.0, group="g64", empty_scale=0.0,
+    name="fp4_bnb", bits=4, max_abs=1.0, group="g64", empty_scale=0.0, bounds=BOUNDS, recode=fp4_bnb_recode,
     encode=fp4_bnb_encode, encode_ref=lambda u: torch.tensor(ORDER, dtype=torch.int32, device=u.device)[search16_ref(u, BOUNDS)],
     decode=fp4_bnb_decode, decode_ref=lambda code: lookup_ref(code, LEVELS),
     source="bitsandbytes functional.get_4bit_type('fp4')",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .._triton import triton
-from ..formats.codebook import bound_table, line_table
+from ..formats.codebook import bound_table, crowded, line_table, thresholds
 from ..scheme import Scheme
 from .constants import MAX_GRID_Y, carrier, encode_constants, next_power_of_two
 from .pack import PAIR_ORIGIN
@@ -27,6 +27,8 @@ LONGEST_ROW_GROUP = 32768
 MAX_PARTIALS = 1024
 # Smallest positive number.
 LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0**-149}
+# More comparisons than that, one for each bound that shares a cell of the search table, take as long as the search without a table.
+MOST_CROWDED = 4
 # Elements that one warp of quantize_rows holds: 64 per thread.
 WARP_ELEMENTS = 2048
 
@@ -39,7 +41,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     is 2**-149 at least, and neither x * inverse nor its correction, half a unit at most, rounds such a quotient to 0.
     QUOTIENT: ``"product"`` with the exact reciprocal of a power of two; ``"short"`` for inputs and scales of at most 11 significant bits
     and integer codes with ties to even, see round_short_quotient; ``"exact"`` corrects the last bit.
-    CELLS: how a code book is searched by table, see CellSearch.
+    CELLS, CROWDED, RECODE: how a code book is searched by table, see CellSearch; Format.recode.
     IN_RANGE: absmax / scale rounds to the largest code at most, whatever the rounding of the scale, so that codes need no clamp.
     PAIRS: codes are few and near enough to be rounded two at a time, see pack_pairs.
     """
@@ -57,17 +59,20 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     in_range = fmt.is_integer and not fmt.affine and "full" not in scheme.options and fmt.max_abs / (1 - error) < fmt.max_abs + 0.5
     search = cell_search(scheme, dtype) if fast else None
     pairs = search.pairs if search else quotient == "short" and in_range and fmt.bits <= 4
-    return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "CELLS": search and search.kind, "PAIRS": pairs,
+    return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "PAIRS": pairs,
+            "CELLS": search and search.kind, "CROWDED": search and search.crowded, "RECODE": search and fmt.recode,
             "SCALE_MIN": max(2.0**-60, exact.smallest_normal), "SCALE_MAX": min(largest, 2.0**60, exact.max / 2)}  # fmt: skip
 
 
 class CellSearch(NamedTuple):
     """How the kernel searches a code book by table: ``"line"`` where x and scale are short enough for it, ``"bound"`` for every float32
-    quotient; whether a line's results are rounded in pairs; and the table."""
+    quotient; whether a line's results are rounded in pairs; the table; and what bounds that are too crowded for it are compared with: x
+    with these times the scale where the kind is a line, else the quotient with these."""
 
     kind: str
     pairs: bool
     table: torch.Tensor
+    crowded: tuple[float, ...]
 
 
 @cache
@@ -75,17 +80,21 @@ def cell_search(scheme: Scheme, dtype: torch.dtype) -> CellSearch | None:
     """None without a table, see formats/codebook.py."""
     fmt, storage = scheme.format, scheme.scale_format(dtype)
     error = 0.0 if scheme.rounds_up else torch.finfo(storage.dtype).eps / 2
-    if fmt.bounds is None or fmt.max_abs != 1.0 or error > 2**-4 or bound_table(fmt.bounds) is None:
+    if fmt.bounds is None or fmt.max_abs != 1.0 or error > 2**-4:
+        return None
+    many = crowded(fmt.bounds)
+    bounds = tuple(bound for bound in fmt.bounds if bound not in many)
+    if len(many) > MOST_CROWDED or bound_table(bounds) is None:
         return None
     if dtype.itemsize == 2:
         digits = {torch.bfloat16: 8, torch.float16: 11}
         # A scale kept in float32 is the absmax itself, as short as x.
         bits = max(digits[dtype], digits.get(storage.dtype, 0))
         for pairs in (True, False):
-            line = line_table(fmt.bounds, bits, PAIR_ORIGIN.value if pairs else 0.0)
-            if line is not None:
-                return CellSearch("line", pairs, line)
-    return CellSearch("bound", False, bound_table(fmt.bounds))
+            line = line_table(bounds, bits, PAIR_ORIGIN.value if pairs else 0.0)
+            if line is not None and thresholds(many, bits) is not None:
+                return CellSearch("line", pairs, line, thresholds(many, bits))
+    return CellSearch("bound", False, bound_table(bounds), many)
 
 
 @cache

@@ -19,7 +19,8 @@ def per_element(group):
 @jit
 def words_of_finite(
     x, scale, zero_point, cells_ptr, mask, WORD: tl.constexpr, RAGGED: tl.constexpr,
-    QUOTIENT: tl.constexpr, IN_RANGE: tl.constexpr, CELLS: tl.constexpr, PAIRS: tl.constexpr,
+    QUOTIENT: tl.constexpr, IN_RANGE: tl.constexpr, PAIRS: tl.constexpr,
+    CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr, AFFINE: tl.constexpr,
 ):  # fmt: skip
     """Packed codes of a tile without NaN and Inf under scales far from overflow and underflow.
@@ -28,11 +29,15 @@ def words_of_finite(
     narrower than a byte are kept non-negative, code + 2**(BITS - 1), so that a sum packs them without carries.
     """
     inverse = divide(tl.full(scale.shape, 1.0, tl.float32), scale)
+    # Beyond the end of a row x is 0: what is recoded to 0 there is its rank, not a 0.
+    FILL: tl.constexpr = RAGGED and RECODE is None
     BIASED: tl.constexpr = CELLS is not None or (ENCODE is None and not AWAY)
     OFFSET: tl.constexpr = 2 ** (BITS - 1) if BIASED and CELLS is None and LOW < 0 and BITS < 8 else 0
     if CELLS == "line":
         cell = tl.fma(x, per_element(inverse * CELL_DENSITY), CELL_ORIGIN).to(tl.int32, bitcast=True)
         r = tl.fma(x, per_element(inverse * CELL_SLOPE), lookup_cell(cells_ptr, cell))
+        for i in tl.static_range(len(CROWDED)):
+            r = tl.where(x > per_element(scale * CROWDED[i]), r + 1.0, r)
         if not PAIRS:
             r += 12582912.0
     elif PAIRS:
@@ -47,22 +52,26 @@ def words_of_finite(
         if CELLS == "bound":
             cell = tl.fma(u, CELL_DENSITY, CELL_ORIGIN).to(tl.int32, bitcast=True)
             r = lookup_cell(cells_ptr + 32, cell) + tl.where(u > lookup_cell(cells_ptr, cell), 1.0, 0.0)
+            for i in tl.static_range(len(CROWDED)):
+                r += tl.where(u > CROWDED[i], 1.0, 0.0)
         elif BIASED:
             r = u + (12582912.0 + OFFSET)
     if PAIRS:
-        packed = pack_pairs(r, mask, WORD, RAGGED, BITS, OFFSET)
+        packed = pack_pairs(r, mask, WORD, FILL, BITS, OFFSET)
     elif BIASED:
         if CELLS is None:
             if AFFINE:
                 r = r + per_element(zero_point)
             if not IN_RANGE:
                 r = tl.minimum(tl.maximum(r, LOW + 12582912.0 + OFFSET), HIGH + 12582912.0 + OFFSET)
-        packed = pack_words(r.to(tl.int32, bitcast=True), mask, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
+        packed = pack_words(r.to(tl.int32, bitcast=True), mask, WORD, FILL, BITS, 0x4B400000, OFFSET)
     elif ENCODE is None:
         code = encode_integer(u, per_element(zero_point) if AFFINE else 0.0, LOW, HIGH, AWAY) & (2**BITS - 1)
-        packed = pack_words(code, mask, WORD, RAGGED, BITS, 0, 0)
+        packed = pack_words(code, mask, WORD, FILL, BITS, 0, 0)
     else:
-        packed = pack_words(ENCODE(u), mask, WORD, RAGGED, BITS, 0, 0)
+        packed = pack_words(ENCODE(u), mask, WORD, FILL, BITS, 0, 0)
+    if RECODE is not None:
+        packed = RECODE(packed)
     return packed
 
 
