@@ -1,7 +1,8 @@
 """The same of the compiled quantize_rows: two numbers rounded at a time, magnitudes of two at a time, cells from other lanes."""
 import pytest
 
-from tests.kernels.test_rounding import BF16, F16, equal_the_reference, near_boundaries, near_float_boundaries, one_in_every_place
+from tests.kernels import test_rounding as rounding
+from tests.kernels.test_rounding import BF16, F16, equal_the_reference
 
 SAMPLE = [("int4.g128", BF16, 90), ("int4.g128", F16, 80), ("int3.g128", F16, 90), ("int2.g128", BF16, 90), ("nf4.g128", BF16, 90),
           ("nf4.g128", F16, 90), ("fp4_bnb.g128", BF16, 90), ("fp4_bnb.g128", F16, 80)]  # fmt: skip
@@ -11,15 +12,25 @@ FLOATS = [("fp8_e4m3.g256", BF16, 90), ("fp8_e5m2.g256", F16, 90), ("fp8_e4m3.g2
 
 @pytest.mark.parametrize("scheme, dtype, simulator", SAMPLE, ids=str, indirect=["simulator"])
 def test_every_boundary_and_its_neighbours(scheme, dtype, simulator):
-    equal_the_reference(near_boundaries(scheme, dtype, 1 if dtype == BF16 else 4), scheme, "cpu")
+    equal_the_reference(rounding.near_boundaries(scheme, dtype, 1 if dtype == BF16 else 4), scheme, "cpu")
     assert simulator.launches == 1
+
+
+@pytest.mark.parametrize("scheme, dtype", [("uint4.g256", BF16), ("uint3.g128", F16)], ids=str)
+def test_every_boundary_beside_a_zero_point(scheme, dtype, simulator):
+    equal_the_reference(rounding.near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 16), scheme, "cpu")
 
 
 @pytest.mark.parametrize("scheme, dtype, simulator", FLOATS, ids=str, indirect=["simulator"])
 def test_every_boundary_of_small_floats(scheme, dtype, simulator):
-    equal_the_reference(near_float_boundaries(scheme, dtype, 1 if dtype == BF16 else 64), scheme, "cpu")
+    equal_the_reference(rounding.near_float_boundaries(scheme, dtype, 1 if dtype == BF16 else 64), scheme, "cpu")
 
 
-@pytest.mark.parametrize("scheme, dtype", [("int4.g128", BF16), ("int4.g32", F16)], ids=str)
+@pytest.mark.parametrize("scheme, dtype", [("int4.g128", BF16), ("int4.g32", F16), ("uint4.g128", BF16)], ids=str)
 def test_every_place_counts(scheme, dtype, simulator):
-    equal_the_reference(one_in_every_place(dtype), scheme, "cpu")
+    equal_the_reference(rounding.one_in_every_place(dtype), scheme, "cpu")
+
+
+@pytest.mark.parametrize("scheme", ["uint4.g32", "fp4_bnb.g32"])
+def test_ends_of_rows_hold_zeros(scheme, simulator):
+    equal_the_reference(rounding.finite(4, 127), scheme, "cpu")

@@ -31,6 +31,22 @@ def near_boundaries(scheme, dtype, step=1):
     return torch.cat([most, around, around.new_zeros(len(around), 127 - around.shape[1])], 1)
 
 
+def near_affine_boundaries(scheme, dtype, step=1):
+    """[significands, group] likewise for codes with a zero point: the greatest, a least of up to 17 sixteenths of it, and boundaries."""
+    parsed = Scheme.parse(scheme)
+    one, two = torch.tensor([1.0, 2.0], dtype=dtype).view(torch.int16).tolist()
+    most = torch.arange(one, two, step, dtype=torch.int16).view(dtype)[:, None]
+    least = (-most.double() * (torch.arange(len(most)) % 18 / 16)[:, None]).to(dtype)
+    columns = parsed.group_shape(1, 1 << 20)[1]
+    scale = reference.quantize(torch.cat([most, least.expand(-1, columns - 1)], 1), parsed).scale.double()
+    high = parsed.code_range[1]
+    nearest = (scale * (torch.arange(-high - 1, high + 1).double() + 0.5)).to(dtype).view(torch.int16)
+    around = torch.cat([nearest + i for i in range(-2, 3)], 1).view(dtype)
+    around = torch.where((around <= most) & (around >= least), around, 0)
+    assert (around.double() / scale).frac().abs().eq(0.5).sum() > 50 / step
+    return torch.cat([most, least, around, around.new_zeros(len(around), columns - 2 - around.shape[1])], 1)
+
+
 def near_float_boundaries(scheme, dtype, step=1):
     """[.., group] likewise for small floats: the greatest, -0, and as many boundaries as fit, all n places beside where they lie."""
     parsed = Scheme.parse(scheme)
@@ -59,10 +75,21 @@ def one_in_every_place(dtype):
     return torch.where(torch.eye(128).bool(), special[:, None, None], others).to(dtype).flatten(0, 1)
 
 
+def finite(rows, columns):
+    """Numbers that take the short way; groups of 32 are a power of two, so that no empty one takes it from them."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).to(BF16)
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("scheme", ["int4.g128", "int3.g128", "int2.g128", "int4.g128.s32", "nf4.g128", "nf4.g128.s16", "fp4_bnb.g128"])
 def test_every_boundary_and_its_neighbours(scheme, dtype, device):
     equal_the_reference(near_boundaries(scheme, dtype), scheme, device)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("scheme", ["uint4.g256", "uint3.g128", "uint2.g128", "uint4.g256.s32"])
+def test_every_boundary_beside_a_zero_point(scheme, dtype, device):
+    equal_the_reference(near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 8), scheme, device)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
@@ -72,12 +99,12 @@ def test_every_boundary_of_small_floats(scheme, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64"])
+@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128"])
 def test_every_place_counts(scheme, dtype, device):
     equal_the_reference(one_in_every_place(dtype), scheme, device)
 
 
 @pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g32", "int3.g32", "int2.g32", "nf4.g32", "fp4_bnb.g32", "mxfp4", "nvfp4"])
 def test_ends_of_rows_hold_zeros(scheme, device):
-    """Numbers that take the short way, in rows that end inside a word; no group is empty."""
-    equal_the_reference(torch.randn(4, 107, generator=torch.Generator().manual_seed(2)).to(BF16), scheme, device)
+    for columns in (107, 127):  # a row of 4-bit codes ends in a byte, or in a word of 8
+        equal_the_reference(finite(4, columns), scheme, device)

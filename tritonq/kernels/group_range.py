@@ -20,46 +20,49 @@ def range_of_group(loaded, x, STEPS: tl.constexpr, AFFINE: tl.constexpr):
 
     A symmetric scheme needs the magnitude alone. The first steps run inside a thread and let NaN through, which takes one instruction.
     """
+    PACKED: tl.constexpr = STEPS > 0 and loaded.dtype.primitive_bitwidth == 16
     if AFFINE:
-        low = x
-        high = x
-        for _ in tl.static_range(STEPS):
-            a, b = halves(low)
-            low = tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-            a, b = halves(high)
-            high = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+        if cuda_arch() >= 80 and PACKED:
+            low = widen(reduce_pairs(loaded, "min.NaN"), tl.float32)
+            high = widen(reduce_pairs(loaded, "max.NaN"), tl.float32)
+        else:
+            low = x
+            high = x
+            for _ in tl.static_range(STEPS):
+                a, b = halves(low)
+                low = tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+                a, b = halves(high)
+                high = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
         most = tl.maximum(tl.abs(low), tl.abs(high), propagate_nan=tl.PropagateNan.ALL)
         magnitude = max_of_group(most.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
         low = min_of_group(low)
         high = max_of_group(high)
     else:
-        if cuda_arch() >= 86 and STEPS > 0 and loaded.dtype.primitive_bitwidth == 16:
-            magnitude = magnitude_of_pairs(loaded)
+        if cuda_arch() >= 86 and PACKED:
+            most = widen(reduce_pairs(loaded, "max.NaN.xorsign.abs"), tl.float32)  # its sign is without meaning
         else:
             most = tl.abs(x)
             for _ in tl.static_range(STEPS):
                 a, b = halves(most)
                 most = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-            magnitude = max_of_group(most.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+        magnitude = max_of_group(most.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
         high = magnitude.to(tl.float32, bitcast=True)
         low = -high
     return low, high, magnitude
 
 
 @jit
-def magnitude_of_pairs(loaded):
-    """Bits of the greatest magnitude of 16-bit floats, of two at a time while they lie in one thread: [N, G] int32, NaN the greatest."""
-    ASM: tl.constexpr = "max.NaN.xorsign.abs.bf16x2 $0, $1, $2;" if tl.bfloat16 == loaded.dtype else "max.NaN.xorsign.abs.f16x2 $0, $1, $2;"
+def reduce_pairs(loaded, OPERATION: tl.constexpr):
+    """A tile of 16-bit floats to [1, 1, N, G, threads, 2] by a PTX instruction for two pairs, as far as a thread holds more."""
+    ASM: tl.constexpr = OPERATION + (".bf16x2 $0, $1, $2;" if tl.bfloat16 == loaded.dtype else ".f16x2 $0, $1, $2;")
     PAIRS: tl.constexpr = loaded.shape[0] * loaded.shape[1] * loaded.shape[5] // 2
     most = tl.permute(loaded, (2, 3, 4, 0, 1, 5))
     for i in tl.static_range(1, 16):
         if PAIRS >> i > 0:
             both = tl.reshape(most, (loaded.shape[2], loaded.shape[3], loaded.shape[4], 2, PAIRS >> i, 2))
             a, b = tl.split(tl.permute(both, (0, 1, 2, 4, 5, 3)))
-            # The sign of the result is without meaning.
             most = tl.inline_asm_elementwise(ASM, "=r,r,r", args=[a, b], dtype=loaded.dtype, is_pure=True, pack=2)
-    most = widen(tl.reshape(most, (loaded.shape[2], loaded.shape[3], loaded.shape[4], 2)), tl.float32)
-    return tl.max(tl.max(most.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 3), 2)
+    return tl.reshape(most, (1, 1, loaded.shape[2], loaded.shape[3], loaded.shape[4], 2))
 
 
 @jit

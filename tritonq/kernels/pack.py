@@ -40,15 +40,19 @@ def pack_words(raw, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.con
 
 
 @jit
-def pack_pairs(y, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
-    """The same of floats y, which round, ties to even, to PAIR_ORIGIN + OFFSET + code; code + OFFSET in 0 .. 2**BITS - 1, BITS at most 4.
+def pack_pairs(y, zero_point, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """The same of floats y, which round, ties to even, to PAIR_ORIGIN + OFFSET + code - zero_point; BITS at most 4.
 
-    On NVIDIA's GPUs one instruction rounds two of them to bfloat16, whose low bits are code + OFFSET: one of the first half of a word
-    and one of the second, so that shifting and adding such pairs packs both halves at once.
+    zero_point is [N, G] or None, code + OFFSET lies in 0 .. 2**BITS - 1. On NVIDIA's GPUs one instruction rounds two of them to bfloat16,
+    whose low bits are code + OFFSET - zero_point: one of the first half of a word and one of the second, so that shifting and adding
+    such pairs packs both halves at once. The zero point enters after rounding, where an odd one cannot turn a tie, for all codes at once.
     """
     if cuda_arch() >= 80 and WORD >= 8:  # bringing shorter halves together costs more than it saves
         if RAGGED:
-            y = tl.where(mask, y, PAIR_ORIGIN + OFFSET)
+            end = PAIR_ORIGIN + OFFSET
+            if zero_point is not None:
+                end = (-zero_point + end)[None, None, :, :, None, None]
+            y = tl.where(mask, y, end)
         fields = fields_of_words(y, WORD)
         HALF: tl.constexpr = WORD // 2
         fields = tl.reshape(fields, (y.shape[0], y.shape[2], y.shape[3], y.shape[4], fields.shape[4], 2, HALF))
@@ -57,11 +61,16 @@ def pack_pairs(y, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.const
         pairs = tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,r,r", [high, low], tl.uint32, is_pure=True, pack=1)
         ONES: tl.constexpr = ((1 << (BITS * HALF)) - 1) // ((1 << BITS) - 1)
         packed = add_fields(pairs, BITS, 0x43404340 * ONES % 2**32)
+        if zero_point is not None:
+            packed += (zero_point.to(tl.uint32) * (ONES << 16 | ONES))[None, :, :, None, None]
         if BITS * HALF < 16:
             FIELDS: tl.constexpr = (1 << (BITS * HALF)) - 1
             packed = (packed & FIELDS) | ((packed >> (16 - BITS * HALF)) & (FIELDS << (BITS * HALF)))
         if OFFSET != 0:
             packed = packed ^ (OFFSET * (ONES << (BITS * HALF) | ONES))
     else:
-        packed = pack_words((y + (12582912.0 - PAIR_ORIGIN)).to(tl.int32, bitcast=True), mask, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
+        y += 12582912.0 - PAIR_ORIGIN
+        if zero_point is not None:
+            y += zero_point[None, None, :, :, None, None]
+        packed = pack_words(y.to(tl.int32, bitcast=True), mask, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
     return packed

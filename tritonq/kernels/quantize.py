@@ -42,7 +42,8 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     QUOTIENT: ``"product"`` with the exact reciprocal of a power of two; ``"short"`` for inputs and scales of at most 11 significant bits
     and integer codes with ties to even, see round_short_quotient; ``"exact"`` corrects the last bit.
     CELLS, CROWDED, RECODE: how a code book is searched by table, see CellSearch; Format.recode.
-    IN_RANGE: absmax / scale rounds to the largest code at most, whatever the rounding of the scale, so that codes need no clamp.
+    IN_RANGE: absmax / scale, or (max - min) / scale, rounds to the largest code at most, whatever the rounding of the scale: symmetric
+    codes need no clamp, affine ones none from below, where the zero point is what the least value rounds to, negated.
     PAIRS: codes are few and near enough to be rounded two at a time, see pack_pairs.
     """
     fmt, storage = scheme.format, scheme.scale_format(dtype)
@@ -56,7 +57,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
         quotient = "product"
     elif fast and dtype.itemsize == 2 and storage.bits <= 16 and fmt.is_integer and "away" not in scheme.options:
         quotient = "short"
-    in_range = fmt.is_integer and not fmt.affine and "full" not in scheme.options and fmt.max_abs / (1 - error) < fmt.max_abs + 0.5
+    in_range = fmt.is_integer and "full" not in scheme.options and fmt.max_abs / (1 - error) < fmt.max_abs + 0.5
     search = cell_search(scheme, dtype) if fast else None
     pairs = search.pairs if search else quotient == "short" and in_range and fmt.bits <= 4
     return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "PAIRS": pairs,

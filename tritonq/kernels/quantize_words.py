@@ -42,6 +42,8 @@ def words_of_finite(
             r += 12582912.0
     elif PAIRS:
         r = place_short_quotient(x, per_element(inverse), PAIR_ORIGIN + OFFSET)
+        if AFFINE:
+            r = tl.minimum(r, per_element(-zero_point + (PAIR_ORIGIN + HIGH)))
     elif QUOTIENT == "short":
         r = round_short_quotient(x, per_element(inverse), OFFSET)
     else:
@@ -57,13 +59,15 @@ def words_of_finite(
         elif BIASED:
             r = u + (12582912.0 + OFFSET)
     if PAIRS:
-        packed = pack_pairs(r, mask, WORD, FILL, BITS, OFFSET)
+        packed = pack_pairs(r, zero_point if AFFINE else None, mask, WORD, FILL, BITS, OFFSET)
     elif BIASED:
         if CELLS is None:
             if AFFINE:
                 r = r + per_element(zero_point)
             if not IN_RANGE:
-                r = tl.minimum(tl.maximum(r, LOW + 12582912.0 + OFFSET), HIGH + 12582912.0 + OFFSET)
+                r = tl.maximum(r, LOW + 12582912.0 + OFFSET)
+            if AFFINE or not IN_RANGE:
+                r = tl.minimum(r, HIGH + 12582912.0 + OFFSET)
         packed = pack_words(r.to(tl.int32, bitcast=True), mask, WORD, FILL, BITS, 0x4B400000, OFFSET)
     elif ENCODE is None:
         code = encode_integer(u, per_element(zero_point) if AFFINE else 0.0, LOW, HIGH, AWAY) & (2**BITS - 1)
