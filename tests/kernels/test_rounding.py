@@ -89,19 +89,20 @@ def test_every_boundary_and_its_neighbours(scheme, dtype, device):
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("scheme", ["uint4.g256", "uint3.g128", "uint2.g128", "uint4.g256.s32"])
 def test_every_boundary_beside_a_zero_point(scheme, dtype, device):
-    equal_the_reference(near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 8), scheme, device)
+    equal_the_reference(near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 16), scheme, device)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("scheme", ["fp8_e4m3.g256", "fp8_e5m2.g256", "mxfp8", "fp4_e2m1.g16", "mxfp4", "nvfp4"])
 def test_every_boundary_of_small_floats(scheme, dtype, device):
-    equal_the_reference(near_float_boundaries(scheme, dtype, 1 if dtype == BF16 else 64), scheme, device)
+    step = 128 if dtype == F16 else 4 if scheme in ("fp8_e5m2.g256", "mxfp8") else 1
+    equal_the_reference(near_float_boundaries(scheme, dtype, step), scheme, device)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128"])
 def test_every_place_counts(scheme, dtype, device):
-    equal_the_reference(one_in_every_place(dtype), scheme, device)
+    equal_the_reference(one_in_every_place(dtype)[:: 3 if scheme == "uint4.g128" else 1], scheme, device)
 
 
 @pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g32", "int3.g32", "int2.g32", "nf4.g32", "fp4_bnb.g32", "mxfp4", "nvfp4"])

@@ -84,9 +84,12 @@ codes. Conversion, magnitude and search are inline PTX: Triton pairs neighbourin
 it saves, and masks the numbers of lanes. Elsewhere (AMD, the interpreter, the magnitude on sm_80) the same numbers are rounded and
 compared one at a time, with the same results.
 
-**Other formats.** 8-bit floats take three instructions for the quotient, whose scale has 24 bits (one under a power of two), and half of
-one to round, saturate and join: a conversion of sm_89 and later. fp4_bnb is searched as nf4 is, but has three boundaries around 0, too
-close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a time, takes 1.4.
+**Other formats.** Least and greatest value cost 0.7 (`min.NaN`, `max.NaN`: two pairs or three per instruction), a zero point one
+comparison from above. 8-bit floats take three instructions for the quotient, whose scale has 24 bits (one under a power of two), and half
+of one to round, saturate and join: a conversion of sm_89 and later. e2m1 has none before sm_100: magnitude, binade, sum and difference
+round it, the sign returns, and the conversion to e4m3 gathers eight codes of it: 7.4 after the quotient. fp4_bnb is searched as nf4 is,
+but has three boundaries around 0, too close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a
+time, takes 1.4. A thread has four of the groups of nvfp4, each with three divisions.
 
 ## Where dequantize's instructions go
 

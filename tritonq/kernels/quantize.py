@@ -14,6 +14,7 @@ import torch
 
 from .._triton import triton
 from ..formats.codebook import bound_table, crowded, line_table, thresholds
+from ..formats.fp4_e2m1 import FP4_E2M1
 from ..scheme import Scheme
 from .constants import MAX_GRID_Y, carrier, encode_constants, next_power_of_two
 from .pack import PAIR_ORIGIN
@@ -31,6 +32,8 @@ LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0*
 MOST_CROWDED = 4
 # Elements that one warp of quantize_rows holds: 64 per thread.
 WARP_ELEMENTS = 2048
+# Warps of quantize_rows that share what each of its programs reads of range_partials.
+SHARING_WARPS = 4
 
 
 @cache
@@ -45,6 +48,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     IN_RANGE: absmax / scale, or (max - min) / scale, rounds to the largest code at most, whatever the rounding of the scale: symmetric
     codes need no clamp, affine ones none from below, where the zero point is what the least value rounds to, negated.
     PAIRS: codes are few and near enough to be rounded two at a time, see pack_pairs.
+    E2M1: codes are those of the float that pack_e2m1 knows.
     """
     fmt, storage = scheme.format, scheme.scale_format(dtype)
     splits_zero = not fmt.is_integer and bool(fmt.encode_ref(torch.tensor([2.0**-149])) != fmt.encode_ref(torch.tensor([0.0])))
@@ -62,6 +66,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     pairs = search.pairs if search else quotient == "short" and in_range and fmt.bits <= 4
     return {"FAST": fast, "QUOTIENT": quotient, "IN_RANGE": in_range, "PAIRS": pairs,
             "CELLS": search and search.kind, "CROWDED": search and search.crowded, "RECODE": search and fmt.recode,
+            "E2M1": fmt is FP4_E2M1,
             "SCALE_MIN": max(2.0**-60, exact.smallest_normal), "SCALE_MAX": min(largest, 2.0**60, exact.max / 2)}  # fmt: skip
 
 
@@ -138,12 +143,13 @@ def config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str, int]
     columns = min(scheme.group_shape(n, k)[1], k)
     if group := row_group(scheme, n, k):
         groups = -(-k // columns)
-        room = max(WARP_ELEMENTS // group, 1)
+        warps = SHARING_WARPS if scheme.recipe == "nv" else 1
+        room = max(warps * WARP_ELEMENTS // group, 1)
         block_g = min(groups & -groups, room)
         if block_g * group < 256:
             block_g = min(next_power_of_two(groups), room)
         block_n = min(next_power_of_two(n), max(room // block_g, 1))
-        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": max(group // WARP_ELEMENTS, 1) * (dtype.itemsize // 2)}
+        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": max(group // WARP_ELEMENTS, warps) * (dtype.itemsize // 2)}
     if scheme.has_scale and columns == 1 and scheme.group_shape(n, k)[0] > 1:
         return {"BLOCK_N": 16, "BLOCK_K": 64, "num_warps": 4}
     block_k = min(max(next_power_of_two(columns), scheme.format.unit, 16), 256)

@@ -19,7 +19,7 @@ def quantize_rows(
     STEPS: tl.constexpr, WORD: tl.constexpr, FULL: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr,
     COMPUTE: tl.constexpr, TWO_LEVEL: tl.constexpr, PARTIALS: tl.constexpr,
     FAST: tl.constexpr, QUOTIENT: tl.constexpr, IN_RANGE: tl.constexpr, PAIRS: tl.constexpr,
-    CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr,
+    CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr, E2M1: tl.constexpr,
     SCALE_MIN: tl.constexpr, SCALE_MAX: tl.constexpr,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr,
     AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, DIVISOR: tl.constexpr, EMPTY_SCALE: tl.constexpr, ROUND_UP: tl.constexpr,
@@ -80,7 +80,7 @@ def quantize_rows(
         odd = (magnitude >= 0x7F800000) | (scale < SCALE_MIN) | (scale > SCALE_MAX)
         if tl.max(tl.reshape(odd.to(tl.int32), (BLOCK_N * BLOCK_G,)), 0) == 0:
             packed = words_of_finite(x, scale, zero_point, cells_ptr, mask, WORD, RAGGED, QUOTIENT, IN_RANGE, PAIRS,
-                                     CELLS, CROWDED, RECODE, ENCODE, BITS, LOW, HIGH, AWAY, AFFINE)  # fmt: skip
+                                     CELLS, CROWDED, RECODE, E2M1, ENCODE, BITS, LOW, HIGH, AWAY, AFFINE)  # fmt: skip
         else:
             stored, stored_zero, packed = words_of_any(x, second, mask, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH, AWAY,
                                                        AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,

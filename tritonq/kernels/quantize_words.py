@@ -7,6 +7,7 @@ from ..formats.integer import encode_integer
 from .group_range import max_of_group, min_of_group
 from .numerics import divide, divide_by_inverse, place_short_quotient, round_short_quotient
 from .pack import PAIR_ORIGIN, pack_pairs, pack_words
+from .pack_e2m1 import E2M1_UNITS, pack_e2m1
 from .parameters import decode_scale, decode_zero, encode_value, finite_or, group_parameters
 
 
@@ -20,7 +21,7 @@ def per_element(group):
 def words_of_finite(
     x, scale, zero_point, cells_ptr, mask, WORD: tl.constexpr, RAGGED: tl.constexpr,
     QUOTIENT: tl.constexpr, IN_RANGE: tl.constexpr, PAIRS: tl.constexpr,
-    CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr,
+    CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr, E2M1: tl.constexpr,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr, AFFINE: tl.constexpr,
 ):  # fmt: skip
     """Packed codes of a tile without NaN and Inf under scales far from overflow and underflow.
@@ -29,6 +30,10 @@ def words_of_finite(
     narrower than a byte are kept non-negative, code + 2**(BITS - 1), so that a sum packs them without carries.
     """
     inverse = divide(tl.full(scale.shape, 1.0, tl.float32), scale)
+    WORDS_OF_E2M1: tl.constexpr = E2M1 and cuda_arch() >= 89 and WORD == 8
+    if WORDS_OF_E2M1:  # exact, and without a price
+        scale *= E2M1_UNITS
+        inverse *= 1 / E2M1_UNITS
     # Beyond the end of a row x is 0: what is recoded to 0 there is its rank, not a 0.
     FILL: tl.constexpr = RAGGED and RECODE is None
     BIASED: tl.constexpr = CELLS is not None or (ENCODE is None and not AWAY)
@@ -72,6 +77,8 @@ def words_of_finite(
     elif ENCODE is None:
         code = encode_integer(u, per_element(zero_point) if AFFINE else 0.0, LOW, HIGH, AWAY) & (2**BITS - 1)
         packed = pack_words(code, mask, WORD, FILL, BITS, 0, 0)
+    elif WORDS_OF_E2M1:
+        packed = pack_e2m1(u)  # beyond the end of a row u is 0, and so is its code
     else:
         packed = pack_words(ENCODE(u), mask, WORD, FILL, BITS, 0, 0)
     if RECODE is not None:
