@@ -1,5 +1,6 @@
 """A format is one file: one that is not in the package works everywhere in the library as soon as it is imported."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.support.made_up import SCHEMES, registered
 from tests.support.schemes import DTYPES, hostile
 from tritonq.cli import main
 from tritonq.errors import InvalidProblemError
-from tritonq.formats import FORMATS
+from tritonq.formats import FORMATS, register
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +96,9 @@ def test_it_is_gone_afterwards():
     del FORMATS["sq4"]
     with pytest.raises(InvalidProblemError, match="unknown format 'sq4'"):
         tritonq.Scheme.parse("sq4")
+
+
+def test_recoding_keeps_the_code_of_zero(sq4):
+    with pytest.raises(InvalidProblemError, match="'again' has recode, and 7 as the code of 0; it must be 0"):
+        register(replace(sq4, name="again", recode=lambda ranks: ranks))
+    assert "again" not in FORMATS

@@ -34,8 +34,8 @@ class Format:
         group: granularity when the scheme names none, such as ``"g64"`` or ``"channel"``.
         scale: name of the scale format when the scheme names none; None is the input's dtype (float64 input: fp32).
         bounds: 15 rising float32 numbers if the code is the number of them strictly below the quotient; lets kernels search by table.
-        recode: where that number is not the code yet, a ``@triton.jit`` function that maps every nibble of a uint32 from one to the other
-            (``Format`` checks nothing: encode and encode_ref must do the same). A quotient of 0 then has code 0.
+        recode: where that number is not the code yet, a ``@triton.jit`` function from one to the other for every nibble of a uint32.
+            ``encode`` and ``encode_ref`` give codes all the same. The code of 0 is 0.
         empty_scale: the scale of a group without range (all zero, NaN or Inf).
         source: paper or specification of the numbers.
     """
@@ -102,7 +102,7 @@ def register(fmt: Format) -> Format:
     """Add ``fmt`` to the registry. Quantize, dequantize, matmul, tests, docs and command line read it from there.
 
     Raises:
-        InvalidProblemError: the name is taken, or half of the codec is missing.
+        InvalidProblemError: the name is taken, half of the codec is missing, or ``recode`` does not take 0 to the code 0.
 
     Example:
         >>> from tritonq.formats import get_format, register
@@ -118,6 +118,8 @@ def register(fmt: Format) -> Format:
         raise InvalidProblemError(f"format {fmt.name!r} must bring encode, decode, encode_ref and decode_ref, or none of them")
     if fmt.bits not in (2, 3, 4, 8, 16):
         raise InvalidProblemError(f"format {fmt.name!r} has {fmt.bits}-bit codes; packings exist for 2, 3, 4, 8 and 16 bits")
+    if fmt.recode is not None and (zero := int(fmt.encode_ref(torch.zeros(1)))) != 0:
+        raise InvalidProblemError(f"format {fmt.name!r} has recode, and {zero} as the code of 0; it must be 0, which fills rows")
     FORMATS[fmt.name] = fmt
     return fmt
 
