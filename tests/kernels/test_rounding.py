@@ -7,6 +7,7 @@ import torch
 import tritonq
 from tests.support.schemes import same_bits
 from tritonq import Scheme, reference
+from tritonq.kernels.quantize import short_cuts
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -109,3 +110,10 @@ def test_every_place_counts(scheme, dtype, device):
 def test_ends_of_rows_hold_zeros(scheme, device):
     for columns in (107, 127):  # a row of 4-bit codes ends in a byte, or in a word of 8
         equal_the_reference(finite(4, columns), scheme, device)
+
+
+def test_weights_of_a_model_take_the_short_way_of_nvfp4(device):
+    """Scales of groups like 0.05 / 6, less than the least normal e4m3: what is stored is 448 / absmax of the tensor times that."""
+    limits = short_cuts(Scheme.parse("nvfp4"), BF16)
+    assert limits["SCALE_MIN"] == 2.0**-60 and limits["SCALE_MAX"] == 2.0**60
+    equal_the_reference(near_float_boundaries("nvfp4", BF16, 4) * 2.0**-9, "nvfp4", device)

@@ -54,7 +54,8 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     splits_zero = not fmt.is_integer and bool(fmt.encode_ref(torch.tensor([2.0**-149])) != fmt.encode_ref(torch.tensor([0.0])))
     fast = dtype != torch.float64 and not scheme.float_zero
     largest = LEAST[dtype] / LEAST[torch.float32] if fast and splits_zero else 2.0**60
-    exact = torch.finfo(storage.dtype)
+    # The scale that divides: as it is stored, but nvfp4's is a product in float32.
+    exact = torch.finfo(torch.float32 if scheme.recipe == "nv" else storage.dtype)
     error = 0.0 if scheme.rounds_up else exact.eps / 2
     quotient = "exact"
     if scheme.rounds_up or scheme.recipe == "mx" or storage.name == "e8m0":
