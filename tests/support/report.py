@@ -70,14 +70,14 @@ TAIL = """
 | rounding | 0.5 | 0.5 | conversion to bfloat16, two elements per instruction |
 | packing | 0.6 | 0.5 | three multiply-adds for eight codes, the constant, and where codes are signed their upper bits |
 | loads and stores | 0.2 | 0.2 | 16 bytes each |
-| the rest | 1.5 | 1.2 | addresses, reductions, scale and its reciprocal, branch to the slow path: about 90 instructions for 64 elements |
+| the rest | 0.7 | 1.2 | addresses, reductions, scale and its reciprocal, branch: 80 to 90 instructions for 128 elements, of code books 64 |
 
 **What bounds it from below.** Bit for bit IEEE results rule out a target of 3 for int4. Widening and the multiply-add are an
 instruction each per element: there is no packed float32 arithmetic before Blackwell, and packed 16-bit arithmetic rounds to 8 or 11 bits
 where telling a tie from its neighbours takes 16. Magnitude and rounding are half of one. That is 3.0 before anything is packed, loaded,
-stored, addressed or scaled; packing and memory bring it to 3.8, and what a group needs once is shared by the 64 elements of a thread.
-128 per thread were compiled: 4.5 for int4.g128, but the slow path, which holds them as float32, then spills in places (float16 on sm_89,
-groups of 1024).
+stored, addressed or scaled; packing and memory bring it to 3.8, and what a group needs once is shared by the 128 elements of a thread.
+The way for special values reads its elements again: kept for it as float32, they would cost the short way their registers. A thread that
+searches a code book holds 64, because the search takes registers of its own.
 
 **How the pairs are chosen.** A conversion takes a code of the first and one of the second half of a word, so one shift-and-add moves two
 codes. Conversion, magnitude and search are inline PTX: Triton pairs neighbouring registers instead, which costs more to take apart than
@@ -89,7 +89,7 @@ comparison from above. 8-bit floats take three instructions for the quotient, wh
 of one to round, saturate and join: a conversion of sm_89 and later. e2m1 has none before sm_100: magnitude, binade, sum and difference
 round it, the sign returns, and the conversion to e4m3 gathers eight codes of it: 7.4 after the quotient. fp4_bnb is searched as nf4 is,
 but has three boundaries around 0, too close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a
-time, takes 1.4. A thread has four of the groups of nvfp4, each with three divisions.
+time, takes 1.4. A thread has eight groups of nvfp4, each with three divisions.
 
 ## Where dequantize's instructions go
 

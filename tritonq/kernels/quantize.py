@@ -22,7 +22,7 @@ from .quantize_area import quantize_area
 from .quantize_rows import quantize_rows
 from .ranges import range_partials
 
-# Columns of a group that quantize_rows holds in registers: 64 for each of 512 threads.
+# Columns of a group that quantize_rows holds in registers, of 256 threads or, of code books, 512.
 LONGEST_ROW_GROUP = 32768
 # Most programs of range_partials: each of them is read again by every program of the second launch.
 MAX_PARTIALS = 1024
@@ -30,8 +30,9 @@ MAX_PARTIALS = 1024
 LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0**-149}
 # More comparisons than that, one for each bound that shares a cell of the search table, take as long as the search without a table.
 MOST_CROWDED = 4
-# Elements that one warp of quantize_rows holds: 64 per thread.
-WARP_ELEMENTS = 2048
+# Bytes of x that a thread of quantize_rows holds, and where a code book is searched, which takes registers of its own.
+THREAD_BYTES = 256
+SEARCH_BYTES = 128
 # Warps of quantize_rows that share what each of its programs reads of range_partials.
 SHARING_WARPS = 4
 
@@ -119,11 +120,16 @@ def word_codes(scheme: Scheme, n: int, k: int) -> int:
     return wide if whole and (fmt.bits in (2, 4) or fmt.bits == 8 and not fmt.is_integer) else fmt.unit
 
 
-def thread_shape(group: int, columns: int, word: int, bits: int, itemsize: int) -> dict[str, int]:
-    """LANES neighbours per 16-byte load, REPEAT loads side by side for a 16-byte store, OUTER such runs: up to 64 elements per thread."""
+def thread_elements(scheme: Scheme, itemsize: int) -> int:
+    """How many elements a thread of quantize_rows holds, unless a run of thread_shape is longer."""
+    return (THREAD_BYTES if scheme.format.bounds is None else SEARCH_BYTES) // itemsize
+
+
+def thread_shape(group: int, columns: int, word: int, bits: int, itemsize: int, elements: int) -> dict[str, int]:
+    """LANES neighbours per 16-byte load, REPEAT loads side by side for a 16-byte store, OUTER such runs to hold that many elements."""
     lanes = min(16 // itemsize, columns & -columns, group)
     run = min(max(128 // bits if bits != 3 else 8, word, lanes), group)
-    return {"LANES": lanes, "STEPS": lanes.bit_length() - 1, "REPEAT": run // lanes, "OUTER": min(max(64 // run, 1), group // run)}
+    return {"LANES": lanes, "STEPS": lanes.bit_length() - 1, "REPEAT": run // lanes, "OUTER": min(max(elements // run, 1), group // run)}
 
 
 def row_group(scheme: Scheme, n: int, k: int) -> int | None:
@@ -139,18 +145,19 @@ def row_group(scheme: Scheme, n: int, k: int) -> int | None:
 
 
 def config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes. quantize_rows: 64 elements of a 16-bit dtype per thread, in one warp where that holds a group, so that nothing
-    waits for a barrier; as many groups side by side as divide the row, so that nothing is masked."""
+    """Tile sizes. quantize_rows: one warp for 16-bit dtypes where that holds a group, so that nothing waits for a barrier; as many
+    groups side by side as divide the row, so that nothing is masked."""
     columns = min(scheme.group_shape(n, k)[1], k)
     if group := row_group(scheme, n, k):
         groups = -(-k // columns)
         warps = SHARING_WARPS if scheme.recipe == "nv" else 1
-        room = max(warps * WARP_ELEMENTS // group, 1)
+        elements = 32 * thread_elements(scheme, 2)
+        room = max(warps * elements // group, 1)
         block_g = min(groups & -groups, room)
         if block_g * group < 256:
             block_g = min(next_power_of_two(groups), room)
         block_n = min(next_power_of_two(n), max(room // block_g, 1))
-        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": max(group // WARP_ELEMENTS, warps) * (dtype.itemsize // 2)}
+        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": max(group // elements, warps) * (dtype.itemsize // 2)}
     if scheme.has_scale and columns == 1 and scheme.group_shape(n, k)[0] > 1:
         return {"BLOCK_N": 16, "BLOCK_K": 64, "num_warps": 4}
     block_k = min(max(next_power_of_two(columns), scheme.format.unit, 16), 256)
@@ -196,8 +203,9 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
         quantize_rows[triton.cdiv(groups, config["BLOCK_G"]), triton.cdiv(tiles, deep), deep](
             x, words, carrier(scale), zero_point, low, high, second, cells,
             n, k, groups, words.shape[1], x.stride(0), x.stride(1), partials,
-            GROUP=group, COLUMNS=columns, WORD=word, **thread_shape(group, columns, word, fmt.bits, x.dtype.itemsize),
-            FULL=covered and columns == group and k == groups * columns, RAGGED=k % word != 0, WIDE=span >= 2**31,
+            GROUP=group, COLUMNS=columns, WORD=word, FULL=covered and columns == group and k == groups * columns,
+            **thread_shape(group, columns, word, fmt.bits, x.dtype.itemsize, thread_elements(scheme, x.dtype.itemsize)),
+            RAGGED=k % word != 0, WIDE=span >= 2**31,
             TWO_LEVEL=scheme.recipe == "nv", PARTIALS=next_power_of_two(partials),
             **cuts, **constants, **config, enable_fp_fusion=False,
         )  # fmt: skip
