@@ -1,4 +1,4 @@
-"""Floor 3. Quantize, scale and pack groups that lie in one row: each element is read once and held in registers."""
+"""Floor 3. Quantize, scale and pack groups that lie in one row: read once and held in registers, read again for special values."""
 from __future__ import annotations
 
 from .._triton import jit, tl
