@@ -77,7 +77,7 @@ instruction each per element: there is no packed float32 arithmetic before Black
 where telling a tie from its neighbours takes 16. Magnitude and rounding are half of one. That is 3.0 before anything is packed, loaded,
 stored, addressed or scaled; packing and memory bring it to 3.8, and what a group needs once is shared by the 128 elements of a thread.
 The way for special values reads its elements again: kept for it as float32, they would cost the short way their registers. A thread that
-searches a code book holds 64, because the search takes registers of its own.
+does anything else, or whose numbers are masked, holds 64: that takes registers of its own.
 
 **How the pairs are chosen.** A conversion takes a code of the first and one of the second half of a word, so one shift-and-add moves two
 codes. Conversion, magnitude and search are inline PTX: Triton pairs neighbouring registers instead, which costs more to take apart than
@@ -89,7 +89,7 @@ comparison from above. 8-bit floats take three instructions for the quotient, wh
 of one to round, saturate and join: a conversion of sm_89 and later. e2m1 has none before sm_100: magnitude, binade, sum and difference
 round it, the sign returns, and the conversion to e4m3 gathers eight codes of it: 7.4 after the quotient. fp4_bnb is searched as nf4 is,
 but has three boundaries around 0, too close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a
-time, takes 1.4. A thread has eight groups of nvfp4, each with three divisions.
+time, takes 1.4. A thread has four groups of nvfp4, each with three divisions.
 
 ## Where dequantize's instructions go
 

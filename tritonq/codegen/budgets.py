@@ -53,8 +53,8 @@ MATMUL_KSPLIT = {
 }  # fmt: skip
 # scheme: instructions per element of bfloat16 on the way without special values, at most. (Triton 3.9, releases before it)
 QUANTIZE_ROWS = {
-    "int4.g128": (4.5, 4.5), "nf4.g64": (6.95, 6.95), "uint4.g128": (5.8, 5.8), "mxfp4": (11.7, 11.7), "int8": (6.2, 6.75),
-    "uint8": (9.9, 10.2), "fp8_e4m3": (7.1, 7.6), "mxfp8": (5.05, 5.1), "fp4_bnb.g64": (14.6, 14.5),
+    "int4.g128": (4.5, 4.5), "nf4.g64": (6.95, 6.95), "uint4.g128": (7.0, 7.25), "mxfp4": (12.0, 12.05), "int8": (6.5, 7.45),
+    "uint8": (10.75, 11.1), "fp8_e4m3": (7.45, 8.1), "mxfp8": (5.3, 5.45), "fp4_bnb.g64": (14.6, 14.5),
 }  # fmt: skip
 DEQUANTIZE_ROWS = {"int4.g128": 6.15, "uint4.g128": 6.9, "nf4.g64": 5.5, "mxfp4": 5.5, "int8": 5.85, "fp8_e4m3": 8.6, "int3": 6.8}
 

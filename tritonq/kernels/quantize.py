@@ -22,7 +22,7 @@ from .quantize_area import quantize_area
 from .quantize_rows import quantize_rows
 from .ranges import range_partials
 
-# Columns of a group that quantize_rows holds in registers, of 256 threads or, of code books, 512.
+# Columns of a group that quantize_rows holds in registers, of 512 threads, or 256 that hold twice as much.
 LONGEST_ROW_GROUP = 32768
 # Most programs of range_partials: each of them is read again by every program of the second launch.
 MAX_PARTIALS = 1024
@@ -30,9 +30,8 @@ MAX_PARTIALS = 1024
 LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0**-149}
 # More comparisons than that, one for each bound that shares a cell of the search table, take as long as the search without a table.
 MOST_CROWDED = 4
-# Bytes of x that a thread of quantize_rows holds, and where a code book is searched, which takes registers of its own.
-THREAD_BYTES = 256
-SEARCH_BYTES = 128
+# Bytes of x that a thread of quantize_rows holds; twice as many for symmetric integers without masks, which take few registers.
+THREAD_BYTES = 128
 # Warps of quantize_rows that share what each of its programs reads of range_partials.
 SHARING_WARPS = 4
 
@@ -120,9 +119,10 @@ def word_codes(scheme: Scheme, n: int, k: int) -> int:
     return wide if whole and (fmt.bits in (2, 4) or fmt.bits == 8 and not fmt.is_integer) else fmt.unit
 
 
-def thread_elements(scheme: Scheme, itemsize: int) -> int:
+def thread_elements(scheme: Scheme, group: int, k: int, itemsize: int) -> int:
     """How many elements a thread of quantize_rows holds, unless a run of thread_shape is longer."""
-    return (THREAD_BYTES if scheme.format.bounds is None else SEARCH_BYTES) // itemsize
+    few = scheme.format.is_integer and not scheme.format.affine and scheme.group_shape(1, k)[1] == group and k % group == 0
+    return THREAD_BYTES * (2 if few else 1) // itemsize
 
 
 def thread_shape(group: int, columns: int, word: int, bits: int, itemsize: int, elements: int) -> dict[str, int]:
@@ -151,7 +151,7 @@ def config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str, int]
     if group := row_group(scheme, n, k):
         groups = -(-k // columns)
         warps = SHARING_WARPS if scheme.recipe == "nv" else 1
-        elements = 32 * thread_elements(scheme, 2)
+        elements = 32 * thread_elements(scheme, group, k, 2)
         room = max(warps * elements // group, 1)
         block_g = min(groups & -groups, room)
         if block_g * group < 256:
@@ -204,7 +204,7 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
             x, words, carrier(scale), zero_point, low, high, second, cells,
             n, k, groups, words.shape[1], x.stride(0), x.stride(1), partials,
             GROUP=group, COLUMNS=columns, WORD=word, FULL=covered and columns == group and k == groups * columns,
-            **thread_shape(group, columns, word, fmt.bits, x.dtype.itemsize, thread_elements(scheme, x.dtype.itemsize)),
+            **thread_shape(group, columns, word, fmt.bits, x.dtype.itemsize, thread_elements(scheme, group, k, x.dtype.itemsize)),
             RAGGED=k % word != 0, WIDE=span >= 2**31,
             TWO_LEVEL=scheme.recipe == "nv", PARTIALS=next_power_of_two(partials),
             **cuts, **constants, **config, enable_fp_fusion=False,

@@ -48,16 +48,17 @@ def quantize_rows(
     if WIDE:
         inner = inner.to(tl.int64)
     x_at = x_ptr + ((first_row + row) * x_row + start * x_col)[:, None] + inner * x_col
-    inside = None
     mask = None
-    if not FULL:
-        inside = (first_row + row < N)[:, None] & (start[:, None] + inner < K)
+    if FULL:
+        loaded = tl.load(x_at)
+    else:
+        mask = (first_row + row < N)[:, None] & (start[:, None] + inner < K)
         if COLUMNS < GROUP:
-            inside = inside & (thread[:, None] + inner < COLUMNS)
-        mask = tl.reshape(inside, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
-    # Padding must not enter a range: 0 is inside every range but that of a float zero, which is not extended to it.
-    other = float("nan") if FLOAT_ZERO else 0.0
-    loaded = tl.reshape(load_inside(x_at, inside, other), (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
+            mask = mask & (thread[:, None] + inner < COLUMNS)
+        # Padding must not enter a range: 0 is inside every range but that of a float zero, which is not extended to it.
+        loaded = tl.load(x_at, mask=mask, other=float("nan") if FLOAT_ZERO else 0.0)
+        mask = tl.reshape(mask, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
+    loaded = tl.reshape(loaded, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
     x = widen(loaded, COMPUTE)
 
     second = None
@@ -81,9 +82,8 @@ def quantize_rows(
             packed = words_of_finite(x, scale, zero_point, cells_ptr, mask, WORD, RAGGED, QUOTIENT, IN_RANGE, PAIRS,
                                      CELLS, CROWDED, RECODE, E2M1, ENCODE, BITS, LOW, HIGH, AWAY, AFFINE)  # fmt: skip
         else:
-            # Read again: to keep x for this way would cost registers on the other.
-            loaded = tl.reshape(load_inside(x_at, inside, other), (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
-            x = widen(loaded, COMPUTE)
+            if FULL:  # Read again: to keep x as float32 for this way would cost the other registers.
+                x = widen(tl.reshape(tl.load(x_at), (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES)), COMPUTE)
             stored, stored_zero, packed = words_of_any(x, second, mask, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH, AWAY,
                                                        AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                                        ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO, DECODE_ZERO)  # fmt: skip
@@ -119,16 +119,6 @@ def quantize_rows(
         if STORES > 1 and not FULL:
             ok = ok & ((start[:, None] + inner) * STORES + i < row_words)
         tl.store(at + i, (packed >> (8 * i)).to(packed_ptr.dtype.element_ty), mask=ok)
-
-
-@jit
-def load_inside(at, inside, other):
-    """The numbers there; ``other`` where ``inside``, which may be None, is false."""
-    if inside is None:
-        loaded = tl.load(at)
-    else:
-        loaded = tl.load(at, mask=inside, other=other)
-    return loaded
 
 
 @jit
