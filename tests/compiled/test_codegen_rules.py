@@ -194,7 +194,8 @@ def test_other_operations(monkeypatch):
     target = Target(backend="triton", device="cuda", arch=90)
     common = {"n": 4096, "k": 14336, "dtype": torch.bfloat16, "scheme": Scheme.parse("int4.g128"), "target": target}
     (quantize,) = examine(QuantizeDesc(**common))
-    assert quantize.kernel == "quantize_rows" and quantize.budget in tables.QUANTIZE_ROWS["int4.g128"] and 5 < quantize.per_weight < 20
+    assert quantize.kernel == "quantize_rows" and quantize.budget in tables.QUANTIZE_ROWS["int4.g128"]
+    assert 3 < quantize.per_weight < 20, "its arithmetic alone takes 3: docs/kernels.md"
     (dequantize,) = examine(DequantizeDesc(**common, source_dtype=torch.bfloat16))
     assert dequantize.kernel == "dequantize_rows" and dequantize.budget == tables.DEQUANTIZE_ROWS["int4.g128"] and dequantize.per_weight > 4
     assert {row["rule"] for row in quantize.summary()["violations"]} <= {"budget"}  # whose figures are the newest Triton's
