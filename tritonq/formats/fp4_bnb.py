@@ -17,10 +17,10 @@ _TWICE, _BOUNDS = tl.constexpr(2 * _MAGNITUDES), tl.constexpr(BOUNDS)
 def fp4_bnb_recode(ranks):
     """ORDER[rank] of every nibble of a uint32."""
     # Magnitudes fall up to rank 7 and rise from 8 on. Their codes are their numbers with bit 1 added to bit 2.
-    negative = ~ranks & 0x88888888
+    negative = (ranks & 0x88888888) ^ 0x88888888  # not ~ranks, which the interpreter before Triton 3.9 cannot do to a uint32
     magnitude = (ranks ^ (negative - (negative >> 3))) & 0x77777777
     # Magnitude 0, which adding 7 does not carry into bit 3, has the other sign.
-    sign = (negative ^ ~(magnitude + 0x77777777)) & 0x88888888
+    sign = (negative ^ (magnitude + 0x77777777) ^ 0x88888888) & 0x88888888
     return sign | (magnitude ^ ((magnitude << 1) & 0x44444444))
 
 
