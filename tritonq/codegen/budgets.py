@@ -14,7 +14,8 @@ MATMUL_FRAG = {
     ("int4.g128", "float16", 1): 1.7, ("int4.g128", "float16", 16): 1.9, ("int4.g128", "float16", 32): 2.6,
     ("int4.g128", "bfloat16", 8): 1.7, ("int4.g128", "bfloat16", 9): 1.9, ("int4.g128", "bfloat16", 32): 2.6,
     ("uint4.g128", "float16", 8): 1.85, ("uint4.g128", "bfloat16", 8): 1.85, ("uint4.g128", "float16", 16): 2.05,
-    ("uint4.g128.fz", "float16", 8): 1.9, ("uint4.g128.fz", "bfloat16", 16): 2.25, ("uint3.g32.fz", "float16", 16): 4.2,
+    ("uint4.g128.fz", "float16", 8): 1.85, ("uint4.g128.fz", "float16", 16): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.25,
+    ("uint3.g32.fz", "float16", 16): 4.15,
     ("int4.g64", "float16", 8): 1.8, ("int4.g32", "float16", 8): 2.05, ("int4.channel", "float16", 8): 1.6,
     ("int4.g256", "bfloat16", 8): 1.65,
     ("nf4.g64", "bfloat16", 8): 3.35, ("nf4.g64", "bfloat16", 16): 3.6, ("nf4.g64", "float16", 8): 3.35, ("nf4.g64", "bfloat16", 32): 4.15,
@@ -25,11 +26,11 @@ MATMUL_FRAG = {
     ("fp8_e4m3.channel", "float16", 8): 1.0, ("fp8_e4m3.channel", "bfloat16", 8): 2.5, ("fp8_e5m2.channel", "float16", 8): 1.0,
     ("mxfp8", "float16", 8): 1.6, ("mxfp8", "bfloat16", 8): 3.05,
     ("int3.g128", "bfloat16", 8): 2.55, ("int3.g128", "float16", 16): 2.75, ("int3.g128", "float16", 32): 3.3,
-    ("int2.g128", "bfloat16", 8): 1.6, ("int2.g128", "float16", 16): 1.8, ("uint3.g128.fz", "float16", 32): 3.1,
+    ("int2.g128", "bfloat16", 8): 1.6, ("int2.g128", "float16", 16): 1.8, ("uint3.g128.fz", "float16", 32): 3.05,
     ("int4.g48", "float16", 8): 2.65,
     # wgmma, once per 64 rows of x
     ("int4.g128", "float16", 64): 3.3, ("int4.g128", "bfloat16", 64): 3.3, ("uint4.g128", "bfloat16", 64): 3.35,
-    ("uint4.g128.fz", "bfloat16", 64): 4.55, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.25,
+    ("uint4.g128.fz", "bfloat16", 64): 4.5, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.25,
     ("mxfp4", "bfloat16", 64): 6.5,
     ("int8.channel", "bfloat16", 64): 2.9, ("int3.g128", "float16", 64): 3.6, ("int4.g32", "float16", 64): 5.15,
 }  # fmt: skip

@@ -205,7 +205,12 @@ def matmul_frag(
         scale = row_values(tl.load(scale_at), A, SCALE)
         zero = scale if FLOAT_ZERO is None else row_values(tl.load(zero_at), A, FLOAT_ZERO)
     marks_at = scale_at
-    if GROUPS > 0:
+    # Float zero points of the scales' type lie as those do: one number per thread, carried as columns are, serves both.
+    TOGETHER: tl.constexpr = FLOAT_ZERO is not None and FLOAT_ZERO == SCALE and GROUPS > 0
+    entry = rows if SCALE == "rows" else pairs
+    if TOGETHER:
+        entry += first_step * GROUPS * scale_row
+    elif GROUPS > 0:
         scale_at += first_step * GROUPS * scale_row
         if zero_ptr is not None:
             zero_at += first_step * GROUPS * zero_row
@@ -227,6 +232,8 @@ def matmul_frag(
         if FENCE:
             proxy_fence(step)
         if GROUP > 0:
+            if TOGETHER:
+                scale_at, zero_at = scale_ptr + entry.to(tl.int64), zero_ptr + entry.to(tl.int64)
             scale = by_dot(scale_at, group_column, scale_row, BLOCK_K, DOT, GROUP)
             zero = scale if FLOAT_ZERO is None else by_dot(zero_at, group_column, zero_row, BLOCK_K, DOT, GROUP)
         x_dot = x_at if order_ptr is not None else x_at + x_column.to(tl.int64)[:, None] * x_col
@@ -235,7 +242,9 @@ def matmul_frag(
         if BITS == 3:
             upper_at += BLOCK_K * 2
         x_column += BLOCK_K
-        if GROUPS > 0:
+        if TOGETHER:
+            entry += GROUPS * scale_row
+        elif GROUPS > 0:
             scale_at += GROUPS * scale_row
             if zero_ptr is not None:
                 zero_at += GROUPS * zero_row
