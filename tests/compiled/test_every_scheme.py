@@ -14,8 +14,8 @@ SAMPLE = ("int4", "uint4.g32", "nf4", "mxfp4", "nvfp4", "int3.g24", "fp8_e4m3", 
 ON_SM_80 = [(scheme, dtype) for i, scheme in enumerate(SAMPLE) for j, dtype in enumerate(DTYPES) if FULL or (i + j) % 2 == 0]
 
 
-def check(scheme, dtype):
-    x = hostile((5, 72), dtype)
+def check(scheme, dtype, shape=(5, 72)):
+    x = hostile(shape, dtype)
     got, want = tritonq.quantize(x, scheme), reference.quantize(x, Scheme.parse(scheme))
     for name, tensor in want.tensors().items():
         assert same_bits(got.tensors()[name], tensor), name
@@ -36,6 +36,13 @@ def test_sm_90_every_format_and_granularity(scheme, dtype, simulator):
 @pytest.mark.parametrize("scheme, dtype", ON_SM_80, ids=lambda value: str(value).removeprefix("torch."))
 def test_sm_80(scheme, dtype, simulator):
     check(scheme, dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("scheme", ["int4.tensor", "nvfp4", "uint4.b3x5", "nf4.column"])
+def test_dimensions_of_one(scheme, shape, simulator):
+    """Triton makes an argument of 1 a constant, which is no tensor."""
+    check(scheme, torch.bfloat16, shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -2,7 +2,7 @@
 import pytest
 
 from tests.kernels import test_rounding as rounding
-from tests.kernels.test_rounding import BF16, F16, equal_the_reference
+from tests.kernels.test_rounding import BF16, F16, F32, equal_the_reference
 
 SAMPLE = [("int4.g128", BF16, 90), ("int4.g128", F16, 80), ("int3.g128", F16, 90), ("int2.g128", BF16, 90), ("nf4.g128", BF16, 90),
           ("nf4.g128", F16, 90), ("fp4_bnb.g128", BF16, 90)]  # fmt: skip
@@ -34,3 +34,9 @@ def test_every_place_counts(scheme, dtype, simulator):
 @pytest.mark.parametrize("scheme", ["uint4.g32", "fp4_bnb.g32", "mxfp4"])
 def test_ends_of_rows_hold_zeros(scheme, simulator):
     equal_the_reference(rounding.finite(4, 127), scheme, "cpu")
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (2, 16), (1, 48), (3, 1)], ids=str)
+@pytest.mark.parametrize("scheme, dtype", [("nvfp4", BF16), ("fp8_e4m3.b1x16", F32), ("int3.token.se4m3", F16)], ids=str)
+def test_fewer_numbers_than_a_conversion_takes(scheme, dtype, shape, simulator):
+    equal_the_reference(rounding.finite(*shape).to(dtype), scheme, "cpu")

@@ -9,7 +9,7 @@ from tests.support.schemes import same_bits
 from tritonq import Scheme, reference
 from tritonq.kernels.quantize import short_cuts
 
-BF16, F16 = torch.bfloat16, torch.float16
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def equal_the_reference(x, scheme, device):

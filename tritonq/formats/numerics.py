@@ -68,7 +68,7 @@ def narrow_ref(u: torch.Tensor) -> torch.Tensor:
 @jit
 def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr, MAX: tl.constexpr):
     """Sign, exponent and mantissa of the nearest small float, ties to even, saturating at +-MAX; zero keeps its sign."""
-    if cuda_arch() >= 89 and EXPONENT_BITS + MANTISSA_BITS == 7 and u.dtype == tl.float32:
+    if cuda_arch() >= 89 and EXPONENT_BITS + MANTISSA_BITS == 7 and u.dtype == tl.float32 and u.numel % 4 == 0:
         code = convert_to_fp8(u, MANTISSA_BITS).to(tl.int32)
     else:
         code = round_to_minifloat(u, EXPONENT_BITS, MANTISSA_BITS, MAX)
@@ -77,7 +77,7 @@ def encode_minifloat(u, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr
 
 @jit
 def convert_to_fp8(u, MANTISSA_BITS: tl.constexpr):
-    """float32 to the bits of e4m3 or e5m2, uint8: one instruction of sm_89 and later for two numbers."""
+    """float32 to the bits of e4m3 or e5m2, uint8: one instruction of sm_89 and later for two numbers. Takes a multiple of four."""
     TYPE: tl.constexpr = "e4m3x2" if MANTISSA_BITS == 3 else "e5m2x2"
     ASM: tl.constexpr = ("{.reg .b16 low, high; cvt.rn.satfinite." + TYPE + ".f32 low, $2, $1; cvt.rn.satfinite." + TYPE
                          + ".f32 high, $4, $3; mov.b32 $0, {low, high};}")  # fmt: skip

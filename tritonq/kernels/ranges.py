@@ -16,7 +16,7 @@ def range_partials(
     high = tl.full((BLOCK_N, BLOCK_K), -float("inf"), COMPUTE)
     tiles_k = tl.cdiv(K, BLOCK_K)
     tile = pid.to(tl.int64)
-    while tile < tl.cdiv(N, BLOCK_N).to(tl.int64) * tiles_k:
+    while tile < tl.cdiv(N, BLOCK_N) * tiles_k:
         rows = (tile // tiles_k) * BLOCK_N + tl.arange(0, BLOCK_N)
         cols = (tile % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = (rows < N)[:, None] & (cols < K)[None, :]
