@@ -25,6 +25,8 @@ RELEASE = None if triton is None else tuple(int(part) for part in triton.__versi
 
 # Before 3.9 Triton puts no proxy fence between an asynchronous copy and the wgmma that reads what it wrote.
 LACKS_PROXY_FENCE = RELEASE is not None and RELEASE < (3, 9)
+# Before 3.8 Triton reduces over the wrong lanes where values of an axis lie in lanes that are no neighbours.
+SCATTERED_REDUCTIONS_FAIL = RELEASE is not None and RELEASE < (3, 8)
 # Whether Triton interprets the functions that @jit makes from here on: it looks at TRITON_INTERPRET when it makes one, never again.
 INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
@@ -43,4 +45,4 @@ else:
         return tl.constexpr(int(options.arch.removeprefix("sm")) if options.backend_name == "cuda" else 0)
 
 
-__all__ = ["INTERPRETED", "LACKS_PROXY_FENCE", "RELEASE", "cuda_arch", "jit", "tl", "triton"]
+__all__ = ["INTERPRETED", "LACKS_PROXY_FENCE", "RELEASE", "SCATTERED_REDUCTIONS_FAIL", "cuda_arch", "jit", "tl", "triton"]

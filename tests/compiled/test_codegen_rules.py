@@ -129,6 +129,29 @@ def test_wgmma_without_a_proxy_fence(good):
     assert broken(with_kernel(good, dataclasses.replace(report, ptx=bare)))["proxy fence"].startswith("wgmma reads what cp.async wrote")
 
 
+_SCATTERED = """
+#linear = #ttg.linear<{register = [], lane = [[0, 0, 1], [0, 0, 2], [1, 0, 0], [2, 0, 0], [0, 0, 4]], warp = [[0, 1, 0]], block = []}>
+    %a = "tt.reduce"(%x) <{axis = AXIS : i32}> ({
+    ^bb0(%l: i32, %r: i32):
+      tt.reduce.return %l : i32
+    }) : (tensor<SHAPExi32, ENCODING>) -> tensor<4x2xi32>
+"""
+
+
+@pytest.mark.parametrize("axis, shape, encoding, lanes", [
+    (2, "4x2x8", "#linear", "bits [0, 1, 4]"), (0, "4x2x8", "#linear", None), (1, "4x2x8", "#linear", None), (1, "4x8", "#blocked", None),
+    (1, "4x8", "#ttg.slice<{dim = 1, parent = #linear}>", "bits [0, 1, 4]"), (0, "2x8", "#ttg.slice<{dim = 0, parent = #linear}>", None),
+    (0, "8", "#ttg.slice<{dim = 0, parent = #ttg.slice<{dim = 1, parent = #linear}>}>", "bits [0, 1, 4]"),
+])  # fmt: skip
+def test_reductions_over_lanes_that_are_no_neighbours(axis, shape, encoding, lanes, good, monkeypatch):
+    ttgir = _SCATTERED.replace("AXIS", str(axis)).replace("SHAPE", shape).replace("ENCODING", encoding)
+    row = with_kernel(good, dataclasses.replace(good.report, ttgir=ttgir))
+    monkeypatch.setattr(rules, "SCATTERED_REDUCTIONS_FAIL", True)
+    assert lanes is None and "reductions" not in broken(row) or lanes in broken(row)["reductions"]
+    monkeypatch.setattr(rules, "SCATTERED_REDUCTIONS_FAIL", False)
+    assert "reductions" not in broken(row)
+
+
 def test_warnings_of_ptxas(good):
     log = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ...
 ptxas info    : 0 bytes gmem

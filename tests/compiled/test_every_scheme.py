@@ -45,6 +45,14 @@ def test_dimensions_of_one(scheme, shape, simulator):
     check(scheme, torch.bfloat16, shape)
 
 
+@pytest.mark.parametrize("scheme", ["int4.g16", "nf4", "uint4.g32"])
+@pytest.mark.parametrize("shape, dtype", [((3, 16), torch.float32), ((2, 72), torch.float64)], ids=str)
+def test_fewer_elements_than_threads_load_at_a_time(scheme, shape, dtype, simulator):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)  # in the order of memory, unlike hostile data
+    got, want = tritonq.quantize(x, scheme), reference.quantize(x, Scheme.parse(scheme))
+    assert all(same_bits(got.tensors()[name], tensor) for name, tensor in want.tensors().items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_boundary_at_zero(dtype, simulator):
     check_tiny("fp4_bnb.g64", dtype, "cpu")

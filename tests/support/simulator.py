@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
+from tritonq._triton import SCATTERED_REDUCTIONS_FAIL
 from tritonq.codegen.compiler import compile_source
 from tritonq.codegen.launches import Specialisation, specialise
+from tritonq.codegen.ttgir import scattered_reductions
 
 from . import ptx_sim
 from .passes import verified_once_per_stage
@@ -90,6 +92,8 @@ def _compile(kernel: JITFunction, spec: Specialisation, options: dict):
     if key not in _kernels:
         with _as_far_as_ptx():
             compiled = compile_source(kernel, spec.signature, spec.constexprs, spec.attrs, _current.arch, options)
+        if SCATTERED_REDUCTIONS_FAIL:
+            assert not (wrong := scattered_reductions(compiled.asm["ttgir"])), f"{kernel.__name__}: {wrong}"
         _kernels[key] = compiled, kernel, spec.constexprs  # the last two keep the identities in the key alive
         _current.compiles += 1
     return _kernels[key][0]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .._triton import RELEASE
+from .._triton import RELEASE, SCATTERED_REDUCTIONS_FAIL
 from . import budgets
+from .ttgir import scattered_reductions
 
 if TYPE_CHECKING:
     from .examine import Row
@@ -139,6 +140,10 @@ def _fences(row: Row) -> str | None:
     return "wgmma reads what cp.async wrote without fence.proxy.async between the wait and the product" if row.report.unfenced else None
 
 
+def _reductions(row: Row) -> str | None:
+    return "; ".join(scattered_reductions(row.report.ttgir)) or None if SCATTERED_REDUCTIONS_FAIL else None
+
+
 def _matrix(row: Row) -> str | None:
     want = row.expected.matrix
     want = want(row) if callable(want) else want
@@ -174,7 +179,8 @@ def _listed(row: Row) -> str | None:
     return "the kernel has no line in tritonq/codegen/rules.py" if row.expected is UNLISTED else None
 
 
-GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "proxy fence": _fences, "listed": _listed}
+GENERAL = {"spills": _spills, "ptxas warnings": _warnings, "waits": _waits, "proxy fence": _fences, "reductions": _reductions,
+           "listed": _listed}  # fmt: skip
 MACHINE_CODE = {
     "matrix instruction": _matrix, "weight loads": _weight_loads, "main loop": _barred, "budget": _budget, "occupancy": _programs,
 }  # fmt: skip

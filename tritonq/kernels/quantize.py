@@ -156,8 +156,13 @@ def config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str, int]
         block_g = min(groups & -groups, room)
         if block_g * group < 256:
             block_g = min(next_power_of_two(groups), room)
-        block_n = min(next_power_of_two(n), max(room // block_g, 1))
-        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": max(group // elements, warps) * (dtype.itemsize // 2)}
+        warps = max(group // elements, warps) * (dtype.itemsize // 2)
+        # So many rows that each thread has a run of its own, if need be rows that are not there: codes of one word in several threads
+        # are right, but Triton before 3.8 adds up other lanes.
+        shape = thread_shape(group, columns, word_codes(scheme, n, k), scheme.format.bits, dtype.itemsize, elements // 32)
+        filled = 32 * warps * shape["LANES"] * shape["REPEAT"] // (block_g * group)
+        block_n = min(max(next_power_of_two(n), filled), max(room // block_g, 1))
+        return {"BLOCK_N": block_n, "BLOCK_G": block_g, "num_warps": warps}
     if scheme.has_scale and columns == 1 and scheme.group_shape(n, k)[0] > 1:
         return {"BLOCK_N": 16, "BLOCK_K": 64, "num_warps": 4}
     block_k = min(max(next_power_of_two(columns), scheme.format.unit, 16), 256)
