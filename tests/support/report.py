@@ -192,10 +192,11 @@ where a rule of `tritonq/codegen/rules.py` is broken. They are figures of compil
 | rules | `ok`, or the rules broken |
 
 What is checked is data. Every kernel: no spills, no C75xx warning of ptxas (serialised wgmma), no `warp_group_dot_wait` that leaves
-products in flight, before Triton 3.8 no reduction over lanes that are no neighbours, which it gets wrong. Where the kernel's line in `EXPECTED` names them: the matrix instruction, the argument whose loads are 16 bytes wide,
-instructions that the loop must not hold (shared memory written, shuffles, conversions: weights go from the load to the tensor core),
-programs per multiprocessor. Products are compiled for a K of whole 16s: rows of x that start elsewhere go through shared memory, as they
-must. A new kernel needs a line there; without one the lint says so.
+products in flight, before Triton 3.8 no reduction over lanes that are no neighbours, which it gets wrong.
+Where the kernel's line in `EXPECTED` names them: the matrix instruction, the argument whose loads are 16 bytes wide, instructions that
+the loop must not hold (shared memory written, shuffles, conversions: weights go from the load to the tensor core), programs per
+multiprocessor. Products are compiled for a K of whole 16s: rows of x that start elsewhere go through shared memory, as they must. A new
+kernel needs a line there; without one the lint says so.
 
 **A budget** is a row of `tritonq/codegen/budgets.py`, for the lint and the tests alike: (scheme, dtype, M) and the figure, which is what
 `explain --codegen` prints on the two Tritons, rounded up to the next 0.05.
