@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PIP_FLAGS ?=
+SECONDS ?= 300
 PY := $(VENV)/bin/python
 OLDEST := .triton36
 VLLM := .vllm
@@ -17,11 +18,12 @@ endif
 # torch is named before this project, so that the CPU build is what satisfies its "torch>=2.10"
 install = $(PY) -m pip install -q $(PIP_FLAGS) $(TORCH)
 
-.PHONY: help test test-oldest test-vllm check lint lint-kernels demo docs bench-cpu clean
+.PHONY: help test test-oldest fuzz test-vllm check lint lint-kernels demo docs bench-cpu clean
 
 help:
 	@echo "make test         set up $(VENV) and run every test that this machine can run, a sample on the oldest supported Triton (3.6.0) too"
 	@echo "make test-oldest  all kernel tests again on the oldest supported Triton"
+	@echo "make fuzz         random problems through compiled code, for SECONDS=300"
 	@echo "make test-vllm    the tests with vLLM itself, its CPU build, in $(VLLM) (Python 3.11, 2.6 GB)"
 	@echo "make check        ruff and the quick tests"
 	@echo "make lint         ruff alone"
@@ -59,6 +61,9 @@ test: $(VENV)/.test $(OLDEST)/.done
 
 test-oldest: $(OLDEST)/.done
 	PYTHONPATH=$(OLDEST) $(PY) tests/run.py --jobs $(JOBS) --only kernels compiled
+
+fuzz: $(VENV)/.test
+	$(PY) -m tests.support.fuzz --seconds $(SECONDS) --first $$(date +%s)
 
 test-vllm: $(VLLM)/.done
 	$(VLLM)/bin/python -m pytest tests/integrations --durations=5

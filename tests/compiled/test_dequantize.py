@@ -16,3 +16,8 @@ def test_every_code_of_a_format(scheme, shape, dtype, simulator):
 def test_every_path(scheme, shape, kernel, simulator):
     out = DTYPES[GEOMETRIES.index((scheme, shape, kernel)) % len(DTYPES)]
     check(every_code(scheme, shape, torch.float16), out)
+
+
+@pytest.mark.parametrize("scheme", ["int3.g1", "int4.column", "int8.g7", "uint4.g5", "int4.g32", "nf4.g1", "fp8_e4m3.g3"])
+def test_scales_beyond_the_range_of_the_result(scheme, simulator):
+    check(every_code(scheme, (16, 127), torch.bfloat16), torch.float16)

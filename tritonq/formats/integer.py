@@ -37,11 +37,14 @@ def encode_integer_ref(u: torch.Tensor, zero_point: torch.Tensor | float, low: i
 
 @jit
 def decode_integer(code, BITS: tl.constexpr, SIGNED: tl.constexpr):
-    """Stored code (modulo 2**BITS) to the integer it stands for, int32."""
-    code = code.to(tl.int32)
-    if SIGNED:
-        code = (code << (32 - BITS)) >> (32 - BITS)
-    return code
+    """Stored code (modulo 2**BITS) to the integer it stands for, float32: the low bits of a number near 2**23, less what it has too much.
+
+    Not by a conversion: LLVM knows how few bits it gives, and where a product with a bfloat16 scale becomes float16 it multiplies in
+    float16, which has not bfloat16's range.
+    """
+    OFFSET: tl.constexpr = 2 ** (BITS - 1) if SIGNED else 0
+    number = ((code.to(tl.int32) ^ OFFSET) | 0x4B000000).to(tl.float32, bitcast=True)
+    return number - (8388608.0 + OFFSET)
 
 
 def signed_format(bits: int, group: str) -> Format:

@@ -1,0 +1,153 @@
+"""Random problems through compiled code, against the reference: quantize, dequantize, products and their gradients, until time is up.
+
+    python -m tests.support.fuzz [--seconds 300] [--first 0]
+
+Every case follows from its number, which is printed where it fails; ``--first NUMBER --seconds 0`` runs that one again. The PTX simulator
+executes them, for sm_80, sm_89 and sm_90 in turn. Status 1 where a case failed.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from unittest.mock import patch
+
+import torch
+
+import tritonq
+from tests.support import simulator
+from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits
+from tests.support.weights import bound, weight, within
+from tritonq import MatmulBackwardDesc, MatmulDesc, Scheme, reference
+from tritonq.errors import TritonQError
+from tritonq.plans.core import Target
+
+NAMES = [*SCHEMES, *(case.values[0] for case in EVERY_GEOMETRY), *(f"{f}.g{g}" for f in ("int4", "uint4.fz", "nf4") for g in (16, 48, 128))]
+LAYOUTS = ("row", "frag", "ksplit")
+ARCHITECTURES = (80, 89, 90)
+ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
+COLUMNS = (1, 7, 16, 31, 40, 64, 72, 96, 127, 128, 200, 256, 384, 512, 1024, 1100, 2048)
+TOKENS = (1, 2, 7, 8, 9, 16, 17, 33, 65)
+MOST_WORK = 3_000_000  # products of a product: the simulator takes some seconds for them
+
+
+def matrix(rnd: random.Random, scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Ordinary, tiny, huge or mostly zero numbers, special ones, or levels and bounds under a scale and their neighbours."""
+    generator = torch.Generator().manual_seed(rnd.randrange(2**31))
+    limits, kind = torch.finfo(dtype), rnd.choice(("hostile", "normal", "bounds", "small", "rows", "zeros", "large"))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if kind == "hostile":
+        return hostile(shape, dtype, rnd.randrange(100))
+    if kind == "small":
+        x *= 2.0 ** rnd.uniform(-24 if dtype == torch.float16 else -140, -8)
+    elif kind == "large":
+        x *= limits.max / rnd.uniform(2, 64)
+    elif kind == "rows":
+        most = 8 if dtype == torch.float16 else 70
+        x *= 2.0 ** torch.randint(-most, most, (shape[0], 1), generator=generator)
+    elif kind == "zeros":
+        x[torch.rand(shape, generator=generator) < 0.5] = 0.0
+        x[torch.rand(shape, generator=generator) < 0.3] = -0.0
+    elif kind == "bounds":
+        levels = scheme.format.levels.double()
+        levels = levels[levels.isfinite()].unique()
+        levels = torch.cat((levels, (levels[1:] + levels[:-1]) / 2))
+        scales = torch.randint(1, 2 ** rnd.choice((1, 5, 8, 11)), (shape[0], 1), generator=generator) * 2.0 ** rnd.randint(-11, -3)
+        x = (levels[torch.randint(len(levels), shape, generator=generator)] * scales).to(dtype).double()
+        x *= 1 + torch.randint(-1, 2, shape, generator=generator) * limits.eps / 2
+    x = x.clamp(limits.min, limits.max).to(dtype)
+    return x.T.contiguous().T if rnd.random() < 0.3 else x
+
+
+def quantizes(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> str:
+    """Bit for bit the reference, into a layout at once and back."""
+    dtype, layout, out = rnd.choice(DTYPES), rnd.choice(LAYOUTS), rnd.choice(DTYPES)
+    x = matrix(rnd, scheme, shape, dtype)
+    row = reference.quantize(x, scheme)
+    want = row.relayout(layout)
+    got = tritonq.quantize(x, scheme, layout=layout)
+    for name, tensor in want.tensors().items():
+        assert same_bits(got.tensors()[name], tensor), f"{name} of {dtype} in layout {layout}"
+    assert same_bits(got.dequantize(out), reference.dequantize(row, out)), f"values in {out} of {dtype} in layout {layout}"
+    return f"quantize {dtype} {layout}"
+
+
+def multiplies(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> str:
+    """Within the guarantee: a product with whatever epilogue, or a gradient."""
+    n, k = shape
+    m, layout = rnd.choice(TOKENS), rnd.choice(LAYOUTS)
+    dtype, stored = rnd.choice(DTYPES[:3]), rnd.choice(DTYPES[:3])
+    row = weight(str(scheme), n, k, stored, seed=rnd.randrange(1000))
+    if rnd.random() < 0.2:
+        row = dataclasses.replace(row, column_order=torch.randperm(k, generator=torch.Generator().manual_seed(k)).int())
+    q = row.relayout(layout)
+    generator = torch.Generator().manual_seed(rnd.randrange(2**31))
+    draw = lambda *size: torch.randn(size, generator=generator).to(dtype)  # noqa: E731
+    if m * n * k > MOST_WORK:
+        return "nothing"
+    if rnd.random() < 0.2:
+        dy = draw(m, n)
+        plan = tritonq.select(MatmulBackwardDesc.of(dy, q))
+        error = (plan.run(dy, q).double() - dy.double() @ reference.dequantize(row, torch.float64)).abs()
+        assert bool((error <= bound(plan, dy, row)).all()), f"gradient {plan.sku}"
+        return str(plan.sku)
+    x = rnd.choice((lambda: draw(m, k), lambda: draw(k, m).T, lambda: draw(m, 2 * k)[:, ::2], lambda: draw(1, m, k)))()
+    bias = draw(n) if rnd.random() < 0.3 else None
+    activation = rnd.choice((None, None, "silu", "gelu", "relu", *(["swiglu"] if n % 2 == 0 else [])))
+    residual = draw(*x.shape[:-1], n // 2 if activation == "swiglu" else n) if rnd.random() < 0.2 else None
+    plan = tritonq.select(MatmulDesc.of(x, q, bias, activation, residual))
+    assert within(plan.run(x, q, bias=bias, residual=residual), x, row, plan, bias, residual), f"product {plan.sku}"
+    return str(plan.sku)
+
+
+def run(number: int) -> str:
+    """What case ``number`` was; "nothing" where the library refuses such a thing, by one of its own errors.
+
+    Raises:
+        RuntimeError: it failed; the cause says how.
+    """
+    rnd = random.Random(number)
+    name, shape, arch = rnd.choice(NAMES), (rnd.choice(ROWS), rnd.choice(COLUMNS)), ARCHITECTURES[number % len(ARCHITECTURES)]
+    simulator.install(arch=arch)
+    of = Target.of
+    known = lambda device=None: dataclasses.replace(of(device), arch=arch if os.environ["TRITONQ_BACKEND"] == "triton" else None)  # noqa: E731
+    try:
+        with patch.dict(os.environ, TRITONQ_BACKEND="triton"), patch.object(Target, "of", known):
+            done = rnd.choice((quantizes, multiplies))(rnd, Scheme.parse(name), shape)
+    except TritonQError:
+        return "nothing"
+    except Exception as error:
+        raise RuntimeError(f"case {number}: {name} {shape[0]}x{shape[1]} on sm_{arch}") from error
+    finally:
+        simulator.uninstall()
+    return f"{name} {shape[0]}x{shape[1]} {done}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300, help="how long new cases are begun (default 300); 0: one")
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="of the first case (default 0)")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="tritonq-fuzz-"))  # what the compiler makes today
+    end, number, ran, failed = time.monotonic() + options.seconds, options.first, 0, []
+    while True:
+        try:
+            ran += run(number) != "nothing"
+        except RuntimeError:
+            failed.append(number)
+            traceback.print_exc()
+        number += 1
+        if time.monotonic() >= end:
+            break
+    print(f"cases {options.first} to {number - 1}: {ran} ran, {number - options.first - ran - len(failed)} had nothing to run, "
+          f"{len(failed)} failed{': ' if failed else ''}{', '.join(map(str, failed))}")  # fmt: skip
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
