@@ -43,7 +43,7 @@ def decode_integer(code, BITS: tl.constexpr, SIGNED: tl.constexpr):
     float16, which has not bfloat16's range.
     """
     OFFSET: tl.constexpr = 2 ** (BITS - 1) if SIGNED else 0
-    number = ((code.to(tl.int32) ^ OFFSET) | 0x4B000000).to(tl.float32, bitcast=True)
+    number = (code.to(tl.int32) ^ (0x4B000000 | OFFSET)).to(tl.float32, bitcast=True)
     return number - (8388608.0 + OFFSET)
 
 
