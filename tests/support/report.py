@@ -155,9 +155,9 @@ Where things are, for whoever changes it:
   points have pointers that advance, where a step holds whole groups: dividing and multiplying took longer. Float zero points lie as
   the scales do, and one number serves both. In all 0.01 to 0.1 instructions per weight up to 16 rows of x, up to 0.35 with more.
 - **No TMA.** Of the 198 instructions that a thread spends on a step of 64 rows (int4.g128, bfloat16, 64 weights), copies of x and their
-  addresses are 13. TMA would replace them by an issue and a wait on a barrier of its own, so it could save a twentieth of the loop at
-  most; against that, Triton encodes a tensor map on the host in every call, for which a launch has no time (docs/launch.md), and x would
-  need a 16-byte row step. No GPU has been asked.
+  addresses are 13. TMA would replace them by an issue and a wait on a barrier of its own, so it could save less than a fifteenth of
+  the loop; against that, Triton encodes a tensor map on the host in every call, for which a launch has no time (docs/launch.md), and
+  x would need a 16-byte row step. No GPU has been asked.
 - **8-bit floats with bfloat16** take 2.0 instructions per weight to unpack, four per register, and less than 1.25 is out of reach: sign
   and the other bits must come to stand at 15 and 10 to 4 of a half (e4m3), zeros around them, times 2**120. The multiplication has to be,
   for subnormals and because products near 2**-126 would be subnormal in float32; the mask too, as 16 other bits of the word are another
