@@ -83,6 +83,9 @@ class QTensor:
                 raise InvalidProblemError(f"{scheme} of shape {self.shape} {self.dtype}{where} needs {name} = {want}, got {got}")
             if tensor is not None and tensor.device != self.packed.device:
                 raise InvalidProblemError(f"{name} is on {tensor.device}, packed on {self.packed.device}; move both to one device")
+            if tensor is not None and not tensor.is_contiguous():
+                strides = f"shape {got[0]} with strides {tensor.stride()}"
+                raise InvalidProblemError(f"{name} must be contiguous, got {strides}; {name}.contiguous() is a copy that is")
         form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
         object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
         object.__setattr__(self, "_flat", tuple(self.flat()))
@@ -273,6 +276,8 @@ class QTensor:
     def from_tensors(cls, scheme: Scheme | str, shape: tuple[int, int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]) -> QTensor:
         """The inverse of :meth:`tensors`; every shape and dtype is checked against the scheme, and scales must be finite.
 
+        Tensors may have any strides; what is not contiguous is copied.
+
         Raises:
             InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, a scale is NaN or Inf, or an integer zero point
                 is larger than ``2**bits``, the most that GPTQ files hold.
@@ -285,6 +290,7 @@ class QTensor:
         if "packed" not in tensors:
             raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
         shape = tuple(shape) if isinstance(shape, list | torch.Size) else shape
+        tensors = {name: tensor.contiguous() if isinstance(tensor, torch.Tensor) else tensor for name, tensor in tensors.items()}
         q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known[:-1]), column_order=tensors.get("column_order"))
         if q.column_order is not None:
             check_order(q.column_order)

@@ -58,6 +58,7 @@ def test_double_quantized_scales_are_expanded():
 
 SCHEME, SHAPE = "uint4.g32.fz", (4, 64)
 GOOD = tritonq.quantize(torch.randn(SHAPE), SCHEME).tensors()
+STRIDED = {name: tensor.repeat_interleave(2, 1)[:, ::2] for name, tensor in GOOD.items()}
 SMALL = tritonq.quantize(torch.ones(1, 1), "int4")
 NAN, INF = float("nan"), float("inf")
 
@@ -100,6 +101,8 @@ REFUSED = [
     (lambda: build(scale=[1.0]), "stored_scale must be a Tensor, got list"),
     (lambda: build(scale=None), "needs stored_scale = ((4, 2), torch.float32), got None"),
     (lambda: build(scale=GOOD["scale"].to("meta")), "stored_scale is on meta, packed on cpu; move both to one device"),
+    (lambda: dataclasses.replace(build(), packed=STRIDED["packed"]), "packed must be contiguous, got shape (4, 32) with strides (64, 2)"),
+    (lambda: dataclasses.replace(build(), stored_scale=STRIDED["scale"]), "stored_scale must be contiguous"),
     (lambda: build(zeros=GOOD["scale"]), "unknown tensors zeros; a QTensor holds packed, scale, zero_point, second_scale, scale_offset"),
     (lambda: QTensor.from_tensors(SCHEME, SHAPE, torch.float32, without("packed")), "tensor 'packed' is missing; got scale, zero_point"),
     (lambda: QTensor.from_tensors(SCHEME, SHAPE, torch.float32, without("scale")), "needs stored_scale"),
@@ -115,6 +118,12 @@ def test_refused(call, text):
     with pytest.raises(InvalidProblemError) as caught:
         call()
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_strided_tensors_are_copied():
+    assert all(not tensor.is_contiguous() for tensor in STRIDED.values())
+    q = build(**STRIDED)
+    assert all(tensor.is_contiguous() for tensor in q.tensors().values()) and torch.equal(q.dequantize(), build().dequantize())
 
 
 def test_a_zero_point_may_be_one_beyond_the_codes():

@@ -24,7 +24,7 @@ def weight(scheme: str, n: int, k: int, dtype: torch.dtype, seed: int = 0, exact
     count = groups[0] * groups[1]
     finite = fmt.levels.isfinite().nonzero().flatten()
     codes = finite[torch.randint(0, finite.numel(), (n, k), generator=generator)].to(torch.uint8)
-    fields = {"packed": pack_row(codes, fmt.bits)}
+    fields = {"packed": pack_row(codes, fmt.bits).contiguous()}
     spread = torch.randperm(count, generator=generator).view(groups)
     if "dq" in scheme.options:
         fields["stored_scale"] = (spread % 256).to(torch.uint8)
