@@ -19,6 +19,15 @@ def compute_type(dtype: torch.dtype):
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def contracts(compute) -> bool:
+    """Whether a product may be contracted into the sum that takes it (``enable_fp_fusion``), said aloud as Triton's default changes.
+
+    Not in float64: its products are added up across threads, of which each would round the others' product but not its own. They would
+    store different sums at one address.
+    """
+    return compute != tl.float64
+
+
 def kernel_name(scheme: Scheme) -> str:
     """The scheme as part of a kernel's name, ``int4_g128``."""
     return str(scheme).replace(".", "_")

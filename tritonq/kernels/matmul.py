@@ -7,7 +7,7 @@ from .._triton import jit, tl, triton
 from ..formats.packing import load_code
 from ..qtensor import QTensor
 from .bound import BoundMatmul
-from .constants import decode_constants
+from .constants import contracts, decode_constants
 from .dequantize import load_parameters, loadable_scale, weight_sizes
 from .numerics import cast
 from .parameters import decode_value
@@ -117,8 +117,9 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
     if q.layout != "row":
         return TurnedBack(activation, config, shape)
     grid = (triton.cdiv(x.shape[0], config["BLOCK_M"]) * triton.cdiv(q.shape[0], config["BLOCK_N"]), 1)
+    decode = decode_constants(q.scheme, x.dtype)
     return BoundMatmul(
         matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, loadable_scale(q), q.zero_point),
         constants={"ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, **weight_sizes(q),
-                   **decode_constants(q.scheme, x.dtype), **config},
+                   **decode, "enable_fp_fusion": contracts(decode["COMPUTE"]), **config},
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 
 from .._triton import jit, tl, triton
 from ..qtensor import QTensor
+from .constants import contracts
 from .decode_tile import decode_tile, load_levels, tile_arguments
 from .split_k import MOST_SPLIT_TILES, finish_split, partial_sums
 
@@ -83,6 +84,7 @@ def matmul_dx(dy: torch.Tensor, q: QTensor, config: dict[str, int], workspace: t
     matmul_dx_tiles[(tiles, split)](
         dy_ptr=dy, out_ptr=out, partial_ptr=partial, counter_ptr=counter, M=m, dy_row=dy.stride(0), dy_col=dy.stride(1),
         tiles_m=tiles_m, per_split=-(-tiles_n // split), partial_size=m * k,
-        DOT=arguments["COMPUTE"] if arguments["COMPUTE"] == tl.float64 else _DOT[dy.dtype], enable_fp_fusion=True, **(arguments | config),
+        DOT=arguments["COMPUTE"] if arguments["COMPUTE"] == tl.float64 else _DOT[dy.dtype],
+        enable_fp_fusion=contracts(arguments["COMPUTE"]), **(arguments | config),
     )  # fmt: skip
     return out
