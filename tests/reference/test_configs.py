@@ -310,6 +310,18 @@ def test_wgmma_reads_no_asynchronous_copies_before_triton_3_9(monkeypatch):
     assert ksplit.config_ok(desc, wide)
 
 
+@pytest.mark.parametrize(("n", "padded"), [(1, 64), (64, 64), (130, 192)])
+def test_tiles_of_ksplit_end_where_its_scales_end(n, padded):
+    """Scales and zero points are loaded without a mask."""
+    ksplit = next(kernel for kernel in KERNELS if kernel.name == "matmul_ksplit")
+    desc = dataclasses.replace(problem(), layout="ksplit", n=n)
+    config = ksplit.config(desc)
+    assert f"the {padded} rows of the layout" in ksplit.config_ok(desc, config | {"BLOCK_N": 128}).reason
+    assert ksplit.config_ok(desc, config | {"BLOCK_N": 64})
+    assert ksplit.config_ok(dataclasses.replace(desc, n=128), config | {"BLOCK_N": 128})
+    assert all(padded % tried["BLOCK_N"] == 0 for tried in ksplit.space(desc))
+
+
 def test_the_shipped_files_are_in_order_and_pass_the_rules():
     """Compiling them is tests/compiled/test_shipped_configs.py."""
     for path in sorted(Path(configs.shipped()).rglob("*.json")):

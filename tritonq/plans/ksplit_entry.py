@@ -10,6 +10,7 @@ from ..kernels.ksplit_codes import codec
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, ksplit
+from ..layouts.by_group import up
 from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors
 from .descriptors import MatmulDesc
 from .matmul_rules import splits_ok
@@ -48,9 +49,13 @@ _FIELDS = {"BLOCK_M": (8, 16, 32, 64), "BLOCK_N": (32, 64, 128), "BLOCK_K": (ksp
 
 
 def config_ok(desc: MatmulDesc, config: Config) -> Status:
-    """Splits that each have a block of columns; 16 rows of x on AMD; no wgmma on what a Triton before 3.9 copies asynchronously."""
+    """Tiles within the layout's rows; splits that each have a block of columns; 16 rows of x on AMD; no wgmma on what a Triton before 3.9
+    copies asynchronously."""
     if not (status := among(config, _FIELDS)):
         return status
+    rows = up(desc.n, ksplit.N_MULTIPLE)
+    if rows % config["BLOCK_N"]:
+        return Status(f"BLOCK_N must divide the {rows} rows of the layout, for which there are scales, got {config['BLOCK_N']}")
     if isinstance(desc.target.arch, str) and config["BLOCK_M"] < 16:
         return Status(f"BLOCK_M must be 16 or more on AMD, whose matrix instructions take 16 rows, got {config['BLOCK_M']}")
     return splits_ok(desc, config, -(-desc.k // ksplit.BLOCK)) and _fence_ok(desc.target, config)
