@@ -1,4 +1,5 @@
 """The Triton kernels compiled for architectures that need not be here, and their PTX run by the simulator."""
+import contextlib
 import os
 import tempfile
 
@@ -9,6 +10,16 @@ from tests.support.process import require_compiled
 require_compiled("tests/compiled")
 # Before triton is imported: a stale cache must not hide what the compiler makes today.
 os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="tritonq-tests-"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verification():
+    """MLIR's verifier runs once per stage, a quarter of a compilation less, but under ``TRITONQ_TEST_FULL=1``."""
+    from tests.support.passes import verified_once_per_stage
+    from tests.support.shapes import FULL
+
+    with contextlib.nullcontext() if FULL else verified_once_per_stage():
+        yield
 
 
 @pytest.fixture

@@ -56,6 +56,18 @@ def test_bit_for_bit_where_every_sum_is_exact(scheme, lazy, simulator):
     check(scheme, 17, 33, 1300, HALF, simulator, exact=True, SPLIT_K=1)
 
 
+@pytest.mark.parametrize("rows", [8, 16])
+def test_wgmma_with_x_by_columns(rows, simulator):
+    """Four warps: the operand in shared memory stands as in x; eight rows of it are not swizzled."""
+    row = weight("nf4", 70, 520, BRAIN)
+    q, x = row.relayout("ksplit"), torch.randn(520, 9).to(BRAIN).T
+    plan = tritonq.select(MatmulDesc.of(x, q))
+    config = plan.config | {"BLOCK_M": rows, "BLOCK_N": 64, "num_warps": 4, "STAGES": 1}
+    assert ksplit_entry.config_ok(dataclasses.replace(plan.desc, target=Target(backend="triton", device="cuda", arch=90)), config)
+    plan = dataclasses.replace(plan, config=config)
+    assert within(plan.run(x, q), x, row, plan) and "wgmma" in simulator.last.asm["ptx"]
+
+
 def test_split_k_is_the_same_whatever_arrives_last(simulator):
     plan, x, q, first = check("uint4", 3, 70, 1300, BRAIN, simulator, SPLIT_K=4)
     shuffled = torch.Generator().manual_seed(3)

@@ -170,6 +170,7 @@ def last_program_sums(x, partial, counter, out, PROGRAMS: tl.constexpr, BLOCK: t
     i = tl.arange(0, BLOCK)
     pid = tl.program_id(0)
     tl.store(partial + pid * BLOCK + i, tl.load(x + pid * BLOCK + i) * 2)
+    tl.debug_barrier()  # Triton before 3.9 puts none before the release
     if tl.atomic_add(counter, 1) == PROGRAMS - 1:
         total = tl.zeros((BLOCK,), tl.float32)
         for p in range(PROGRAMS):

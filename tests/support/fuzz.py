@@ -1,5 +1,7 @@
 """Random problems through compiled code, against the reference: quantize, dequantize, products and their gradients, until time is up.
 
+The plan's kernel and config, and others that take the problem, as a tuner might choose them.
+
     python -m tests.support.fuzz [--seconds 300] [--first 0]
 
 Every case follows from its number, which is printed where it fails; ``--first NUMBER --seconds 0`` runs that one again. The PTX simulator
@@ -19,13 +21,16 @@ from unittest.mock import patch
 
 import torch
 
-import tritonq
 from tests.support import simulator
 from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits
-from tests.support.weights import bound, weight, within
-from tritonq import MatmulBackwardDesc, MatmulDesc, Scheme, reference
+from tests.support.weights import bound, fence, weight, within
+from tritonq import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, Scheme, reference, select
 from tritonq.errors import TritonQError
+from tritonq.kernels import split_k
 from tritonq.plans.core import Target
+from tritonq.plans.descriptors import Desc
+from tritonq.plans.registry import REFERENCE
+from tritonq.plans.select import Plan, candidates
 
 NAMES = [*SCHEMES, *(case.values[0] for case in EVERY_GEOMETRY), *(f"{f}.g{g}" for f in ("int4", "uint4.fz", "nf4") for g in (16, 48, 128))]
 LAYOUTS = ("row", "frag", "ksplit")
@@ -64,17 +69,27 @@ def matrix(rnd: random.Random, scheme: Scheme, shape: tuple[int, int], dtype: to
     return x.T.contiguous().T if rnd.random() < 0.3 else x
 
 
+def chosen(rnd: random.Random, desc: Desc) -> Plan:
+    """The plan of ``select``, or of any kernel that takes the problem with any config that a tuner may give it."""
+    if rnd.random() < 0.4:
+        return select(desc)
+    kernel = rnd.choice([row.kernel for row in candidates(desc) if row.status and row.kernel not in REFERENCE.values()])
+    return Plan.of(desc, kernel, rnd.choice(kernel.space(desc)))
+
+
 def quantizes(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> str:
     """Bit for bit the reference, into a layout at once and back."""
     dtype, layout, out = rnd.choice(DTYPES), rnd.choice(LAYOUTS), rnd.choice(DTYPES)
     x = matrix(rnd, scheme, shape, dtype)
     row = reference.quantize(x, scheme)
     want = row.relayout(layout)
-    got = tritonq.quantize(x, scheme, layout=layout)
+    plan = chosen(rnd, QuantizeDesc.of(x, scheme, layout))
+    got = plan.run(x)
     for name, tensor in want.tensors().items():
-        assert same_bits(got.tensors()[name], tensor), f"{name} of {dtype} in layout {layout}"
-    assert same_bits(got.dequantize(out), reference.dequantize(row, out)), f"values in {out} of {dtype} in layout {layout}"
-    return f"quantize {dtype} {layout}"
+        assert same_bits(got.tensors()[name], tensor), f"{name} of {dtype}: {plan.sku()}"
+    back = chosen(rnd, DequantizeDesc.of(got, out))
+    assert same_bits(back.run(got), reference.dequantize(row, out)), f"values of {dtype}: {back.sku()}"
+    return f"{plan.sku()} and back"
 
 
 def multiplies(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> str:
@@ -82,7 +97,10 @@ def multiplies(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> st
     n, k = shape
     m, layout = rnd.choice(TOKENS), rnd.choice(LAYOUTS)
     dtype, stored = rnd.choice(DTYPES[:3]), rnd.choice(DTYPES[:3])
-    row = weight(str(scheme), n, k, stored, seed=rnd.randrange(1000))
+    if scheme.has_scale:
+        row = weight(str(scheme), n, k, stored, seed=rnd.randrange(1000))
+    else:
+        row = reference.quantize(torch.randn((n, k), generator=torch.Generator().manual_seed(rnd.randrange(1000))).to(stored), scheme)
     if rnd.random() < 0.2:
         row = dataclasses.replace(row, column_order=torch.randperm(k, generator=torch.Generator().manual_seed(k)).int())
     q = row.relayout(layout)
@@ -90,19 +108,20 @@ def multiplies(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> st
     draw = lambda *size: torch.randn(size, generator=generator).to(dtype)  # noqa: E731
     if m * n * k > MOST_WORK:
         return "nothing"
+    q = fence(q) if rnd.random() < 0.3 else q
     if rnd.random() < 0.2:
         dy = draw(m, n)
-        plan = tritonq.select(MatmulBackwardDesc.of(dy, q))
+        plan = chosen(rnd, MatmulBackwardDesc.of(dy, q))
         error = (plan.run(dy, q).double() - dy.double() @ reference.dequantize(row, torch.float64)).abs()
-        assert bool((error <= bound(plan, dy, row)).all()), f"gradient {plan.sku}"
-        return str(plan.sku)
+        assert bool((error <= bound(plan, dy, row)).all()), f"gradient {plan.sku()}"
+        return str(plan.sku())
     x = rnd.choice((lambda: draw(m, k), lambda: draw(k, m).T, lambda: draw(m, 2 * k)[:, ::2], lambda: draw(1, m, k)))()
     bias = draw(n) if rnd.random() < 0.3 else None
     activation = rnd.choice((None, None, "silu", "gelu", "relu", *(["swiglu"] if n % 2 == 0 else [])))
     residual = draw(*x.shape[:-1], n // 2 if activation == "swiglu" else n) if rnd.random() < 0.2 else None
-    plan = tritonq.select(MatmulDesc.of(x, q, bias, activation, residual))
-    assert within(plan.run(x, q, bias=bias, residual=residual), x, row, plan, bias, residual), f"product {plan.sku}"
-    return str(plan.sku)
+    plan = chosen(rnd, MatmulDesc.of(x, q, bias, activation, residual))
+    assert within(plan.run(x, q, bias=bias, residual=residual), x, row, plan, bias, residual), f"product {plan.sku()}"
+    return str(plan.sku())
 
 
 def run(number: int) -> str:
@@ -113,11 +132,13 @@ def run(number: int) -> str:
     """
     rnd = random.Random(number)
     name, shape, arch = rnd.choice(NAMES), (rnd.choice(ROWS), rnd.choice(COLUMNS)), ARCHITECTURES[number % len(ARCHITECTURES)]
-    simulator.install(arch=arch)
+    machine = simulator.install(arch=arch, lazy=rnd.random() < 0.3)  # what is asynchronous happens as late as it may
+    if rnd.random() < 0.3:
+        machine.order = lambda count: rnd.sample(range(count), count)
     of = Target.of
     known = lambda device=None: dataclasses.replace(of(device), arch=arch if os.environ["TRITONQ_BACKEND"] == "triton" else None)  # noqa: E731
     try:
-        with patch.dict(os.environ, TRITONQ_BACKEND="triton"), patch.object(Target, "of", known):
+        with patch.object(split_k, "_scratch", {}), patch.dict(os.environ, TRITONQ_BACKEND="triton"), patch.object(Target, "of", known):
             done = rnd.choice((quantizes, multiplies))(rnd, Scheme.parse(name), shape)
     except TritonQError:
         return "nothing"

@@ -1,7 +1,7 @@
 """Triton's passes with MLIR's verifier at the end of every stage, not after each of some seventy passes: a third of a compilation less.
 
-The passes are the same, and so is what they make. Not seen is a module that one pass leaves invalid and a later one of the stage mends; the
-tests of machine code keep the verifier after each pass, and so does everything on Triton 3.6.
+The passes are the same, and so is what they make. Not seen is a module that one pass leaves invalid and a later one of the stage mends:
+``tests/compiled/test_passes.py`` keeps the verifier after each pass, and so does everything on Triton 3.6.
 """
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class _Instance(ctypes.Structure):
                 ("state", ctypes.c_uint32, 2), ("direct", ctypes.c_uint32, 1)]  # fmt: skip
 
 
-class _PassManager(ir.pass_manager):
+_PLAIN = ir.pass_manager
+
+
+class _PassManager(_PLAIN):
     __slots__ = ()
 
     def __init__(self, context):
@@ -44,4 +47,11 @@ class _PassManager(ir.pass_manager):
 def verified_once_per_stage() -> Iterator[None]:
     """Compilations inside the block verify a module when a stage is done with it, where that can be had (``KNOWN``)."""
     with mock.patch.object(ir, "pass_manager", _PassManager) if KNOWN else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def verified_after_every_pass() -> Iterator[None]:
+    """As Triton does it."""
+    with mock.patch.object(ir, "pass_manager", _PLAIN):
         yield

@@ -1,12 +1,13 @@
-"""Runs the PTX that Triton compiles, on the CPU: one block at a time, all its threads vectorised in numpy.
+"""Runs the PTX that Triton compiles, on the CPU, its threads vectorised in numpy: many blocks at a time where they share nothing.
 
 It covers what Triton 3.6 to 3.9 emits for elementwise, reduction, atomic and matrix kernels on sm_80 (mma.sync, ldmatrix, cp.async) and
 sm_90 (wgmma with A in registers or shared memory and any swizzle), with IEEE rounding for what is IEEE. Checked: bounds and alignment of
-global and shared accesses; shared memory that was never written is NaN.
+global and shared accesses, and that barriers, fences and atomics order what two warps do to one byte (see ``races``). Shared memory that
+was never written is NaN.
 
-Not modelled: TMA, mbarrier, clusters, tcgen05, local memory, races between threads, missing barriers, time. Approximate division,
-reciprocal and roots are moved by one unit in the last place on purpose (hardware differs from the rounded result too); ex2, lg2, tanh, sin
-and cos are rounded from numpy's.
+Not modelled: TMA, mbarrier, clusters, tcgen05, local memory, races within a warp, time. Approximate division, reciprocal and roots are
+moved by one unit in the last place on purpose (hardware differs from the rounded result too); ex2, lg2, tanh, sin and cos are rounded
+from numpy's.
 """
 from __future__ import annotations
 

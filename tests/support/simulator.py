@@ -2,8 +2,8 @@
 
 ``install(arch=90)`` redirects every ``@triton.jit`` launch of this process until ``uninstall()``. Compiled kernels are kept per
 specialisation, as the JIT keeps them. ``TRITON_INTERPRET`` must not be set. Compilation ends with PTX, an eighth of the time of
-tests/compiled less, and is verified once per stage, a third less: what ptxas makes of the kernels, and whether each pass leaves a valid
-module, is asked by the tests of machine code, and here under ``TRITONQ_TEST_FULL=1``.
+tests/compiled less, and is verified once per stage, a third less: what ptxas makes of the kernels is asked by the tests of machine code,
+whether each pass leaves a valid module by ``tests/compiled/test_passes.py``, and both here under ``TRITONQ_TEST_FULL=1``.
 """
 from __future__ import annotations
 

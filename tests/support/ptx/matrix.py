@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
 
-from .machine import SHARED_BASE, Machine, handles, parts_of
+from .machine import Machine, handles, parts_of
 from .numbers import U8, U32, UNSIGNED, decode, high_half, low_half
 from .program import Instruction, PtxError
+from .storage import SHARED_BASE
 
 _BYTES = {"f16": 2, "bf16": 2, "s8": 1, "u8": 1, "e4m3": 1, "e5m2": 1, "tf32": 4}
 _SWIZZLE_BYTES = {1: 128, 2: 64, 3: 32, 0: 16}
-_SWIZZLE_MASK = {1: 7, 2: 3, 3: 1}
+_SWIZZLE_MASK = {1: 7, 2: 3, 3: 1, 0: 0}
 _GROUP, _IN_GROUP = np.arange(32) // 4, np.arange(32) % 4
 
 
@@ -28,7 +30,7 @@ def _numbers(bits: np.ndarray, kind: str) -> np.ndarray:
     return decode(bits, kind)
 
 
-def _fragment(machine: Machine, registers: list[str], kind: str) -> np.ndarray:
+def _fragment(machine: Machine, registers: tuple[str, ...], kind: str) -> np.ndarray:
     """Operand registers as [warp, lane, register, element]."""
     bits = np.stack([machine.read(r, 32) for r in registers], -1).reshape(machine.threads // 32, 32, len(registers))
     if _BYTES[kind] == 2:
@@ -70,30 +72,39 @@ def warp_product(machine: Machine, instruction: Instruction, active: np.ndarray)
         machine.write(target[index], _rounded(carried + added, integer), active)
 
 
-def _shared_tile(machine: Machine, descriptor: int, rows: int, depth: int, transposed: int, kind: str) -> np.ndarray:
-    """The [rows, depth] operand that a wgmma matrix descriptor names, K-major unless ``transposed``."""
-    size = _BYTES[kind]
-    start = (descriptor & 0x3FFF) << 4
+@functools.lru_cache(maxsize=4096)
+def _tile_index(descriptor: int, swizzle: int, rows: int, depth: int, transposed: int, size: int) -> np.ndarray:
+    """The bytes [rows, depth, size] in a block's shared memory that a wgmma matrix descriptor names; ``swizzle`` masks address bits.
+
+    What its two offsets mean: PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory Layout"; CUTLASS lists the same as canonical
+    layouts (``make_gmma_desc``). Of operands that are not K-major they change places where nothing is swizzled.
+    """
+    start, width = (descriptor & 0x3FFF) << 4, _SWIZZLE_BYTES[(descriptor >> 62) & 3]
     leading, stride = ((descriptor >> 16) & 0x3FFF) << 4, ((descriptor >> 32) & 0x3FFF) << 4
-    swizzle = (descriptor >> 62) & 3
-    width = _SWIZZLE_BYTES[swizzle]
     r, k = np.meshgrid(np.arange(rows), np.arange(depth), indexing="ij")
     if transposed:
         per = width // size
-        offset = (r // per) * leading + (r % per) * size + (k % 8) * width + (k // 8) * stride
+        along_r, along_k = (leading, stride) if swizzle else (stride, leading)
+        offset = (r // per) * along_r + (r % per) * size + (k % 8) * width + (k // 8) * along_k
     else:
         offset = (r // 8) * stride + (r % 8) * width + (k * size % width) + (k * size // width) * leading
     address = start + offset
-    if swizzle:
-        address = address ^ (((address >> 7) & _SWIZZLE_MASK[swizzle]) << 4)
-    index = address[..., None] - SHARED_BASE + np.arange(size)
-    if index.min() < 0 or index.max() >= len(machine.shared):
+    return (address ^ (((address >> 7) & swizzle) << 4))[..., None] - SHARED_BASE + np.arange(size)
+
+
+def _shared_tile(machine: Machine, group: int, descriptor: int, rows: int, depth: int, transposed: int, kind: str) -> np.ndarray:
+    """The [rows, depth] operand of a warp group that a matrix descriptor names, K-major unless ``transposed``."""
+    size, storage = _BYTES[kind], machine.storage
+    index = _tile_index(descriptor, _SWIZZLE_MASK[(descriptor >> 62) & 3], rows, depth, transposed, size)
+    if index.min() < 0 or index.max() >= storage.shared_bytes:
         raise PtxError("wgmma operand outside shared memory")
-    machine.unfenced += int(machine.generic_writes[index].any())
-    return _numbers(np.ascontiguousarray(machine.shared[index]).view(UNSIGNED[8 * size])[..., 0], kind)
+    index = index + storage.block_of[group * 128] * storage.shared_bytes
+    storage.shared_races.read_by_all(index)
+    machine.unfenced += int(storage.generic_writes[index].any())
+    return _numbers(np.ascontiguousarray(storage.shared[index]).view(UNSIGNED[8 * size])[..., 0], kind)
 
 
-def _register_tile(machine: Machine, registers: list[str], depth: int, kind: str) -> np.ndarray:
+def _register_tile(machine: Machine, registers: tuple[str, ...], depth: int, kind: str) -> np.ndarray:
     """The A operand of wgmma in registers: [warp group, 64, depth]."""
     parts = _fragment(machine, registers, kind).reshape(machine.threads // 128, 4, 32, len(registers), -1)
     per = parts.shape[-1]
@@ -113,8 +124,8 @@ class _Product:
     kind: str
     integer: bool
     shape: tuple[int, int, int]
-    target: list[str]
-    a_registers: list[str]
+    target: tuple[str, ...]
+    a_registers: tuple[str, ...]
     a_descriptor: np.ndarray | None
     b_descriptor: np.ndarray
     keep: np.ndarray
@@ -135,7 +146,7 @@ def _issue(machine: Machine, instruction: Instruction, active: np.ndarray) -> _P
         integer=result_type == "s32",
         shape=_shape(instruction),
         target=parts_of(instruction.operands[0]),
-        a_registers=parts_of(a_operand) if from_registers else [],
+        a_registers=parts_of(a_operand) if from_registers else (),
         a_descriptor=None if from_registers else machine.read(a_operand, 64).copy(),
         b_descriptor=machine.read(b_operand, 64).copy(),
         keep=machine.read(scale, 1).copy(),
@@ -156,11 +167,11 @@ def _finish(machine: Machine, p: _Product) -> None:
         first = group * 128
         if not p.active[first]:
             continue
-        b = _shared_tile(machine, int(p.b_descriptor[first]), columns, depth, p.transpose[1], p.kind)
+        b = _shared_tile(machine, group, int(p.b_descriptor[first]), columns, depth, p.transpose[1], p.kind)
         if tiles is not None:
             a = tiles[group]
         else:
-            a = _shared_tile(machine, int(p.a_descriptor[first]), 64, depth, p.transpose[0], p.kind)
+            a = _shared_tile(machine, group, int(p.a_descriptor[first]), 64, depth, p.transpose[0], p.kind)
         product = p.sign * (a @ b.T)
         for warp in range(4):
             for index in range(len(p.target)):

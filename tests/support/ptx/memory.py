@@ -31,7 +31,7 @@ def load(machine: Machine, instruction: Instruction, active: np.ndarray) -> None
         machine.write(instruction.operands[0], _parameter(machine, instruction), np.ones(machine.threads, bool))
         return
     targets, size = parts_of(instruction.operands[0]), instruction.bits // 8
-    data = machine.access(space_of(instruction), machine.address(instruction.operands[1]), size * len(targets), active)
+    data = machine.storage.access(space_of(instruction), machine.address(instruction.operands[1]), size * len(targets), active)
     for index, register in enumerate(targets):
         value = np.ascontiguousarray(data[:, index * size : (index + 1) * size]).view(UNSIGNED[instruction.bits])[:, 0]
         if instruction.bits == 8:
@@ -44,7 +44,8 @@ def store(machine: Machine, instruction: Instruction, active: np.ndarray) -> Non
     sources, size = parts_of(instruction.operands[1]), instruction.bits // 8
     dtype = UNSIGNED[instruction.bits]
     columns = [np.ascontiguousarray(machine.read(s, max(instruction.bits, 8)).astype(dtype)).view(U8).reshape(-1, size) for s in sources]
-    machine.access(space_of(instruction), machine.address(instruction.operands[0]), size * len(sources), active, np.concatenate(columns, 1))
+    address = machine.address(instruction.operands[0])
+    machine.storage.access(space_of(instruction), address, size * len(sources), active, np.concatenate(columns, 1))
 
 
 def _copy_async(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
@@ -55,18 +56,18 @@ def _copy_async(machine: Machine, instruction: Instruction, active: np.ndarray) 
     data = np.zeros((machine.threads, size), U8)
     for length in (int(c) for c in np.unique(count[active]) if c):
         chosen = active & (count == length)
-        data[chosen, :length] = machine.access("global", source, length, chosen)[chosen]
+        data[chosen, :length] = machine.storage.access("global", source, length, chosen)[chosen]
     copy = ("shared", target.copy(), size, active.copy(), data)
     if machine.lazy:
         machine.copies[-1].append(copy)
     else:
-        machine.access(*copy)
+        machine.storage.access(*copy)
 
 
 def _finish_copies(machine: Machine, keep: int) -> None:
     while len(machine.copies) > keep + 1:
         for copy in machine.copies.pop(0):
-            machine.access(*copy)
+            machine.storage.access(*copy)
 
 
 @handles("cp")
@@ -86,11 +87,15 @@ def asynchronous_copy(machine: Machine, instruction: Instruction, active: np.nda
 
 @handles("fence", "membar", "bar", "barrier")
 def fence(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
-    """Nothing to wait for in lockstep; the proxy fence makes generic writes to shared memory visible to wgmma."""
+    """Nothing to wait for in lockstep: what they order is noted. The proxy fence makes generic writes to shared memory visible to wgmma."""
     if instruction.has("red"):
         raise PtxError("barriers with a reduction are not modelled")
     if instruction.starts("fence.proxy.async"):
-        machine.generic_writes[:] = False
+        machine.storage.fence_proxy(active)
+    elif instruction.kind in ("bar", "barrier") and not instruction.has("warp"):
+        machine.storage.barrier(active)
+    elif instruction.starts("fence.acq_rel.gpu", "fence.sc", "membar.gl"):
+        machine.storage.order(active, release=True, acquire=True)
 
 
 @handles("griddepcontrol", "setmaxnreg", "prefetch", "discard", "applypriority", "nanosleep")
@@ -105,7 +110,8 @@ def cache_policy(machine: Machine, instruction: Instruction, active: np.ndarray)
 
 @handles("trap")
 def trap(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
-    raise PtxError(f"trap in block {machine.block}")
+    thread = int(np.nonzero(active)[0][0])
+    raise PtxError(f"trap in block {machine.blocks[machine.block_of[thread]]}")
 
 
 _INTEGER_ATOMICS = {
@@ -152,7 +158,7 @@ def atomic(machine: Machine, instruction: Instruction, active: np.ndarray) -> No
     previous = np.zeros((len(values), machine.threads), dtype)
     for thread in np.nonzero(active)[0]:
         for index, value in enumerate(values):
-            memory = machine.cell(space, int(address[thread]) + index * size, size)
+            memory = machine.storage.cell(space, int(thread), int(address[thread]) + index * size, size)
             old = memory.view(dtype).copy() if memory.ctypes.data % size == 0 else np.frombuffer(memory.tobytes(), dtype)
             new = value[thread : thread + 1]
             previous[index, thread] = old[0]
@@ -160,6 +166,7 @@ def atomic(machine: Machine, instruction: Instruction, active: np.ndarray) -> No
                 memory[:] = np.ascontiguousarray(_combine(instruction, old, new)).view(U8)
             elif old[0] == new[0]:
                 memory[:] = swapped[thread : thread + 1].copy().view(U8)
+    machine.storage.order(active, release=instruction.has("release", "acq_rel"), acquire=instruction.has("acquire", "acq_rel"))
     if returns:
         for register, value in zip(parts_of(instruction.operands[0]), previous):
             machine.write(register, value, active)

@@ -67,6 +67,11 @@ class Program:
     labels: dict[str, int]
     parameters: tuple[str, ...]
 
+    @functools.cached_property
+    def communicates(self) -> bool:
+        """Whether blocks may depend on each other."""
+        return any(instruction.kind in ("atom", "red") for instruction in self.code)
+
 
 def _operands(text: str) -> tuple[str, ...]:
     """Split at commas outside brackets."""

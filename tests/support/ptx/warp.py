@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .machine import SHARED_BASE, Machine, handles, parts_of
+from .machine import Machine, handles, parts_of
 from .numbers import U8, U16, U32, U64, high_half, join_halves, low_half
 from .program import Instruction, PtxError
 
@@ -54,8 +54,8 @@ def vote(machine: Machine, instruction: Instruction, active: np.ndarray) -> None
 
 @handles("redux")
 def reduce(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
-    if not active.all():
-        raise PtxError("redux in a part of a block is not modelled")
+    if (warps(active).any(1) != warps(active).all(1)).any():
+        raise PtxError("redux in a part of a warp is not modelled")
     value = warps(machine.read(instruction.operands[1], 32))
     typed = value.view(np.int32) if instruction.signed else value
     name = instruction.parts[2]
@@ -72,12 +72,13 @@ def _matrix_count(instruction: Instruction) -> int:
     return next(count for word, count in (("x1", 1), ("x2", 2), ("x4", 4)) if instruction.has(word))
 
 
-def _row_offsets(machine: Machine, operand: str, warp: int, matrix: int) -> np.ndarray:
-    """Where the eight rows of an 8x8 matrix start in shared memory: lanes 8i to 8i+7 hold the addresses of matrix i."""
-    offsets = warps(machine.address(operand))[warp, 8 * matrix : 8 * matrix + 8].astype(np.int64) - SHARED_BASE
-    if (offsets < 0).any() or (offsets + 16 > len(machine.shared)).any() or (offsets % 16).any():
-        raise PtxError("matrix row outside shared memory or misaligned")
-    return offsets
+def _row_offsets(machine: Machine, operand: str, matrix: int, active: np.ndarray) -> np.ndarray:
+    """Where in shared memory the eight rows of an 8x8 matrix start, per active warp: lanes 8i to 8i+7 hold the addresses of matrix i."""
+    threads = np.arange(machine.threads).reshape(-1, 32)[warps(active).any(1), 8 * matrix : 8 * matrix + 8]
+    offsets = machine.storage.shared_offsets(threads.reshape(-1), machine.address(operand)[threads.reshape(-1)], 16)
+    if (offsets % 16).any():
+        raise PtxError("matrix row misaligned")
+    return offsets.reshape(-1, 8)
 
 
 def _element_positions(instruction: Instruction) -> tuple[tuple, tuple]:
@@ -90,29 +91,26 @@ def _element_positions(instruction: Instruction) -> tuple[tuple, tuple]:
 
 @handles("ldmatrix")
 def load_matrix(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
+    """Rows of 16 bytes; active lanes hold their addresses, the whole warp gets the elements."""
     first, second = _element_positions(instruction)
-    targets = parts_of(instruction.operands[0])
-    out = np.zeros((len(targets), machine.threads // 32, 32), U32)
-    for warp in range(machine.threads // 32):
-        for index in range(_matrix_count(instruction)):
-            offsets = _row_offsets(machine, instruction.operands[1], warp, index)
-            matrix = np.stack([machine.shared[o : o + 16].view(U16) for o in offsets])
-            out[index, warp] = join_halves(matrix[first], matrix[second])
-    for register, value in zip(targets, out):
+    here = warps(active).any(1)
+    for index, register in enumerate(parts_of(instruction.operands[0])):
+        rows = machine.storage.load_rows(_row_offsets(machine, instruction.operands[1], index, active), np.nonzero(here)[0])
+        matrix = rows.view(U16)  # [warp, row, column]
+        value = np.zeros((machine.threads // 32, 32), U32)
+        value[here] = join_halves(matrix[(slice(None), *first)], matrix[(slice(None), *second)])
         machine.write(register, value.reshape(-1), active)
 
 
 @handles("stmatrix")
 def store_matrix(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
     first, second = _element_positions(instruction)
-    values = [warps(machine.read(register, 32)) for register in parts_of(instruction.operands[1])]
-    for warp in range(machine.threads // 32):
-        for index in range(_matrix_count(instruction)):
-            matrix = np.zeros((8, 8), U16)
-            matrix[first], matrix[second] = low_half(values[index][warp]), high_half(values[index][warp])
-            for offset, row in zip(_row_offsets(machine, instruction.operands[0], warp, index), matrix):
-                machine.shared[offset : offset + 16] = row.view(U8)
-                machine.generic_writes[offset : offset + 16] = True
+    here = warps(active).any(1)
+    for index, register in enumerate(parts_of(instruction.operands[1])):
+        value = warps(machine.read(register, 32))[here]
+        matrix = np.zeros((len(value), 8, 8), U16)
+        matrix[(slice(None), *first)], matrix[(slice(None), *second)] = low_half(value), high_half(value)
+        machine.storage.store_rows(_row_offsets(machine, instruction.operands[0], index, active), np.nonzero(here)[0], matrix.view(U8))
 
 
 @handles("elect")
