@@ -180,6 +180,19 @@ def test_endless_loop_stops() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "register", "compare", "value"),
+    [("s8", "%rs", "s16", -2), ("s16", "%r", "s32", -2), ("u16", "%r", "u32", 65534), ("s32", "%rd", "s64", -2), ("u8", "%rs", "u16", 254)],
+)
+def test_a_load_fills_a_wider_register(kind: str, register: str, compare: str, value: int) -> None:
+    lines = f"""mov.b32 %r9999, -2; st.shared.b32 [global_smem], %r9999; bar.sync 0; ld.shared.{kind} {register}9998, [global_smem];
+                setp.ne.{compare} %p9999, {register}9998, {value}; @%p9999 trap; ret;"""
+    arguments = {"x": torch.randn(128), "out": torch.empty(128)}
+    _run(kernels.unmasked_copy, arguments, {"BLOCK": 128}, edit=lambda ptx: ptx.replace("ret;", lines))
+    with pytest.raises(ptx_sim.PtxError, match="trap"):
+        _run(kernels.unmasked_copy, arguments, {"BLOCK": 128}, edit=lambda ptx: ptx.replace("ret;", lines.replace("setp.ne", "setp.eq")))
+
+
 UNMODELLED = [
     "cp.async.bulk.wait_group 0;",
     "trap;",

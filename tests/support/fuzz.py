@@ -1,4 +1,5 @@
-"""Random problems through compiled code, against the reference: quantize, dequantize, products and their gradients, until time is up.
+"""Random problems through compiled code, against the reference, until time is up: quantize, dequantize, products and their gradients, and
+the plans of the seed systems.
 
 The plan's kernel and config, and others that take the problem, as a tuner might choose them.
 
@@ -21,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 
-from tests.support import simulator
+from tests.support import seed_cases, simulator
 from tests.support.schemes import DTYPES, EVERY_GEOMETRY, SCHEMES, hostile, same_bits
 from tests.support.weights import bound, fence, weight, within
 from tritonq import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, Scheme, reference, select
@@ -124,6 +125,36 @@ def multiplies(rnd: random.Random, scheme: Scheme, shape: tuple[int, int]) -> st
     return str(plan.sku())
 
 
+def granularity(rnd: random.Random) -> tuple[str, dict, tuple[int, ...], tuple[int, ...] | None]:
+    """A problem of the affine plans: (name, descriptor fields, tensor shape, scale shape)."""
+    n, k, name = rnd.choice(ROWS), rnd.choice(COLUMNS), rnd.choice(("PerTensor", "PerChannel", "PerToken", "PerGroup"))
+    if name == "PerTensor":
+        return name, {"numel": n * k}, (n, k), None
+    if name == "PerToken":
+        return name, {"n": n, "d": k}, (n, k), (n,)
+    if name == "PerGroup":
+        group = rnd.choice((1, 2, 3, 7, 16, 48, 128, 1000))
+        return name, {"outer_size": n, "axis_size": k, "group_size": group}, (n, k), (n, -(-k // group))
+    shape = rnd.choice(((n, k), (k,), (2, n, 3, k % 37 + 1), (n, k % 50 + 1, 2)))
+    axis = rnd.randrange(-len(shape), len(shape))
+    return name, {"shape": shape, "axis": axis}, shape, (shape[axis],)
+
+
+def seed_plans(rnd: random.Random, _scheme: Scheme, _shape: tuple[int, int]) -> str:
+    """Bit for bit the reference: plans that are given scales and zero points, and those that find them."""
+    torch.manual_seed(rnd.randrange(2**31))
+    dtype, codes = rnd.choice(seed_cases.FLOATS), rnd.choice(seed_cases.CODES)
+    if rnd.random() < 0.3:
+        cases = list(seed_cases.dynamic_range(dtype, codes, n=rnd.randrange(9, 40), d=rnd.choice([d for d in COLUMNS if d >= 7])))
+    else:
+        cases = list(seed_cases.granularity_cases(*granularity(rnd), dtype, codes))
+    name, plan, args = rnd.choice(cases)
+    got = plan.run(None, None, args)
+    with patch.dict(os.environ, TRITONQ_BACKEND="reference"):
+        seed_cases.assert_same_bits(got, plan.run(None, None, args), f"{name} {dtype} {codes}")
+    return f"{name} {dtype} {codes}"
+
+
 def run(number: int) -> str:
     """What case ``number`` was; "nothing" where the library refuses such a thing, by one of its own errors.
 
@@ -139,7 +170,7 @@ def run(number: int) -> str:
     known = lambda device=None: dataclasses.replace(of(device), arch=arch if os.environ["TRITONQ_BACKEND"] == "triton" else None)  # noqa: E731
     try:
         with patch.object(split_k, "_scratch", {}), patch.dict(os.environ, TRITONQ_BACKEND="triton"), patch.object(Target, "of", known):
-            done = rnd.choice((quantizes, multiplies))(rnd, Scheme.parse(name), shape)
+            done = rnd.choices((quantizes, multiplies, seed_plans), (4, 4, 1))[0](rnd, Scheme.parse(name), shape)
     except TritonQError:
         return "nothing"
     except Exception as error:

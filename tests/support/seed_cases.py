@@ -46,26 +46,33 @@ def _granularities() -> Iterator[tuple[str, dict, tuple[int, ...], tuple[int, ..
         yield "PerGroup", {"outer_size": outer, "axis_size": axis, "group_size": group}, (outer, axis), (outer, -(-axis // group))
 
 
+def granularity_cases(
+    name: str, fields: dict, shape: tuple[int, ...], scale_shape: tuple[int, ...] | None, dtype: torch.dtype, code_dtype: torch.dtype
+) -> Iterator[tuple[str, P.QuantizePerTensorPlan, object]]:
+    """(name, plan, args) of the four plans of one granularity and problem."""
+    low, high = RANGES[code_dtype]
+    common = {
+        "scale": 0.1 if scale_shape is None else scales(scale_shape, dtype),
+        "zero_point": 3 if scale_shape is None else zero_points(scale_shape),
+    }
+    x, dy = values(shape, dtype), torch.randn(shape).to(dtype)
+    codes = torch.randint(low, high + 1, shape).to(code_dtype)
+    to_codes = getattr(P, f"Quantize{name}Descriptor")(**fields, q_min=low, q_max=high - 3, input_dtype=dtype, output_dtype=code_dtype)
+    from_codes = getattr(P, f"Dequantize{name}Descriptor")(**fields, input_dtype=code_dtype, output_dtype=dtype)
+    for kind, desc, args in (
+        (f"Quantize{name}", to_codes, {"input": x, **common}),
+        (f"Quantize{name}Backward", to_codes, {"input": x, "d_output": dy, **common}),
+        (f"Dequantize{name}", from_codes, {"input": codes, **common}),
+        (f"Dequantize{name}Backward", from_codes, {"d_output": dy, "scale": common["scale"]}),
+    ):
+        yield f"{kind} {name}{fields}", getattr(P, f"{kind}Plan").select(None, desc), getattr(P, f"{kind}Args")(**args)
+
+
 def affine(dtype: torch.dtype, code_dtype: torch.dtype) -> Iterator[tuple[str, P.QuantizePerTensorPlan, object]]:
     """(name, plan, args) of the plans that are given scale and zero point."""
     low, high = RANGES[code_dtype]
-    for name, fields, shape, scale_shape in _granularities():
-        where = f"{name}{fields}"
-        common = {
-            "scale": 0.1 if scale_shape is None else scales(scale_shape, dtype),
-            "zero_point": 3 if scale_shape is None else zero_points(scale_shape),
-        }
-        x, dy = values(shape, dtype), torch.randn(shape).to(dtype)
-        codes = torch.randint(low, high + 1, shape).to(code_dtype)
-        to_codes = getattr(P, f"Quantize{name}Descriptor")(**fields, q_min=low, q_max=high - 3, input_dtype=dtype, output_dtype=code_dtype)
-        from_codes = getattr(P, f"Dequantize{name}Descriptor")(**fields, input_dtype=code_dtype, output_dtype=dtype)
-        for kind, desc, args in (
-            (f"Quantize{name}", to_codes, {"input": x, **common}),
-            (f"Quantize{name}Backward", to_codes, {"input": x, "d_output": dy, **common}),
-            (f"Dequantize{name}", from_codes, {"input": codes, **common}),
-            (f"Dequantize{name}Backward", from_codes, {"d_output": dy, "scale": common["scale"]}),
-        ):
-            yield f"{kind} {where}", getattr(P, f"{kind}Plan").select(None, desc), getattr(P, f"{kind}Args")(**args)
+    for granularity in _granularities():
+        yield from granularity_cases(*granularity, dtype, code_dtype)
     desc = P.FakeQuantizeDescriptor(numel=1003, q_min=low, q_max=high, input_dtype=dtype)
     x, dy = values((1003,), dtype), torch.randn(1003).to(dtype)
     for zero_point, scale in ((7, 0.3), (2**24 + 3, 1.0)):  # float32 has no 2**24 + 3, but has its distance to the codes
@@ -106,10 +113,12 @@ def range_data(dtype: torch.dtype, n: int = 21, d: int = 1100) -> torch.Tensor:
     return x.to(dtype)
 
 
-def dynamic_range(dtype: torch.dtype, code_dtype: torch.dtype, d: int = 1100) -> Iterator[tuple[str, P.DynamicRangeQuantizePlan, object]]:
+def dynamic_range(
+    dtype: torch.dtype, code_dtype: torch.dtype, n: int = 21, d: int = 1100
+) -> Iterator[tuple[str, P.DynamicRangeQuantizePlan, object]]:
     """(name, plan, args) for every scope and both modes; rows longer than 1024 are read in several tiles."""
     low, high = RANGES[code_dtype]
-    x = range_data(dtype, d=d)
+    x = range_data(dtype, n, d)
     for scope_name, scope in SCOPES.items():
         for mode in P.DynamicRangeMode:
             # One huge row would make a scale of all others' codes 0: the whole tensor and columns leave it out.

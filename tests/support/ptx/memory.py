@@ -15,12 +15,16 @@ def space_of(instruction: Instruction) -> str:
     raise PtxError("only global and shared memory are modelled (local memory means a spill)")
 
 
+def _register_bits(register: str) -> int:
+    return 64 if register.startswith("%rd") else 16 if register.startswith("%rs") else 32
+
+
 def _parameter(machine: Machine, instruction: Instruction) -> np.ndarray:
     value, bits = machine.parameters[instruction.operands[1].strip("[]")], instruction.bits
     if isinstance(value, float):
         value = int(encode(np.array([value]), {16: "f16", 32: "f32", 64: "f64"}[bits])[0])
-    if instruction.signed and instruction.operands[0].startswith("%rd"):
-        bits = 64  # a signed load fills a wider register with its sign
+    if instruction.signed:
+        bits = max(bits, _register_bits(instruction.operands[0]))  # a wider register is filled with the sign
     return np.full(machine.threads, value & ((1 << bits) - 1), U16 if bits == 8 else UNSIGNED[bits])
 
 
@@ -34,8 +38,11 @@ def load(machine: Machine, instruction: Instruction, active: np.ndarray) -> None
     data = machine.storage.access(space_of(instruction), machine.address(instruction.operands[1]), size * len(targets), active)
     for index, register in enumerate(targets):
         value = np.ascontiguousarray(data[:, index * size : (index + 1) * size]).view(UNSIGNED[instruction.bits])[:, 0]
-        if instruction.bits == 8:
-            value = value.view(np.int8).astype(np.int16).view(U16) if instruction.signed else value.astype(U16)
+        if instruction.signed:  # a wider register is filled with the sign
+            width = _register_bits(register)
+            value = value.view(SIGNED[instruction.bits]).astype(SIGNED[width]).view(UNSIGNED[width])
+        elif instruction.bits == 8:
+            value = value.astype(U16)
         machine.write(register, value, active)
 
 

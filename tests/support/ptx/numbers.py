@@ -11,6 +11,12 @@ _FP8 = {"e4m3": (torch.float8_e4m3fn, 448.0), "e5m2": (torch.float8_e5m2, 57344.
 _MIN_NORMAL = np.float32(2.0**-126)
 
 
+def units(memory: np.ndarray, size: int, first: int = 0) -> np.ndarray:
+    """The items from ``first`` on, ``size`` of them as one element, which numpy moves at once."""
+    whole = (len(memory) - first) // size * size
+    return memory[first : first + whole].view(np.dtype((np.void, size * memory.itemsize)))
+
+
 def low_half(register: np.ndarray) -> np.ndarray:
     """Bits 0 to 15 of a 32-bit register."""
     return (register & U32(0xFFFF)).astype(U16)
@@ -72,7 +78,7 @@ def decode(bits: np.ndarray, kind: str) -> np.ndarray:
     if kind == "bf16":
         with np.errstate(invalid="ignore"):  # numpy remarks on signalling NaNs
             return bf16_to_float(bits).astype(np.float64)
-    return torch.from_numpy(bits).view(_FP8[kind][0]).to(torch.float64).numpy()
+    return torch.from_numpy(bits.copy()).view(_FP8[kind][0]).to(torch.float64).numpy()  # torch takes no read-only memory
 
 
 def encode(values: np.ndarray, kind: str) -> np.ndarray:
@@ -88,7 +94,7 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
         if kind == "bf16":
             return float_to_bf16(values)
     dtype, largest = _FP8[kind]
-    tensor = torch.from_numpy(to_float32_odd(values) if values.dtype == np.float64 else np.ascontiguousarray(values))
+    tensor = torch.from_numpy(to_float32_odd(values) if values.dtype == np.float64 else np.array(values))
     return torch.where(torch.isnan(tensor), tensor, tensor.clamp(-largest, largest)).to(dtype).view(torch.uint8).numpy()
 
 

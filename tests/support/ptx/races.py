@@ -6,24 +6,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numbers import U8
+from .numbers import U8, units
 from .program import PtxError
 
 
-def _elements(shadow: np.ndarray, size: int, first: int) -> np.ndarray:
-    """The shadow of the bytes from ``first`` on, as one element for ``size`` of them."""
-    whole = (len(shadow) - first) // size * size
-    return shadow[first : first + whole].view(np.dtype((np.void, size * shadow.itemsize)))
-
-
 def _get(shadow: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
+    """Shadow items of the ``size`` bytes from each offset on, [accesses, size]; all offsets are equal modulo ``size``."""
     first = int(offset[0]) % size
-    return _elements(shadow, size, first)[(offset - first) // size].view(shadow.dtype).reshape(-1, size)
+    return units(shadow, size, first)[(offset - first) // size].view(shadow.dtype).reshape(-1, size)
 
 
 def _set(shadow: np.ndarray, offset: np.ndarray, size: int, value: np.ndarray) -> None:
     first = int(offset[0]) % size
-    elements = _elements(shadow, size, first)
+    elements = units(shadow, size, first)
     elements[(offset - first) // size] = np.ascontiguousarray(value, shadow.dtype).view(elements.dtype)[:, 0]
 
 

@@ -7,17 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .numbers import U8, U64
+from .numbers import U8, U64, units
 from .program import PtxError
 from .races import GlobalRaces, SharedRaces
 
 SHARED_BASE = 0x400
-
-
-def units(memory: np.ndarray, size: int, first: int = 0) -> np.ndarray:
-    """The bytes from ``first`` on as elements of ``size`` bytes."""
-    whole = (len(memory) - first) // size * size
-    return memory[first : first + whole].view(np.dtype((np.void, size)))
 
 
 class Storage:
@@ -28,6 +22,7 @@ class Storage:
 
     def __init__(self, shared_bytes: int, num_warps: int):
         self.shared_bytes, self.num_warps = max(shared_bytes, 16), num_warps
+        self.block_bytes = -(-self.shared_bytes // 16) * 16  # from one block's shared memory to the next: no access crosses a multiple
         self.buffers: list[tuple[int, np.ndarray]] = []
         self.global_races = GlobalRaces()
 
@@ -47,7 +42,7 @@ class Storage:
         self.blocks = blocks
         self.warp_of = np.tile(np.repeat(np.arange(self.num_warps), 32), len(blocks))
         self.block_of = np.repeat(np.arange(len(blocks)), 32 * self.num_warps)
-        self.shared = np.full(len(blocks) * self.shared_bytes, 0xFF, U8)  # what was not written reads as NaN
+        self.shared = np.full(len(blocks) * self.block_bytes, 0xFF, U8)  # what was not written reads as NaN
         self.generic_writes = np.zeros(len(self.shared), bool)  # since the last fence.proxy.async
         self.shared_races = SharedRaces(len(self.shared), self.num_warps)
         self.global_races.start(len(blocks), self.num_warps)
@@ -111,7 +106,7 @@ class Storage:
         offset = address.astype(np.int64) - SHARED_BASE
         if (offset < 0).any() or (offset + size > self.shared_bytes).any():
             raise PtxError(f"shared memory access out of bounds: block {self.blocks[self.block_of[threads[0]]]}, {self.shared_bytes} bytes")
-        return offset + self.block_of[threads] * self.shared_bytes
+        return offset + self.block_of[threads] * self.block_bytes
 
     def _access_shared(self, offset, size, threads, out, store) -> None:
         self._note_shared(offset, size, self.warp_of[threads], None if store is None else store[threads])
