@@ -45,6 +45,8 @@ class QTensor:
         column_order: act-order: int32 ``[K]``, packed column i is column ``column_order[i]`` of the matrix; None where columns lie in
             their own order. ``codes()``, ``dequantize()`` and ``matmul`` speak of the matrix; ``packed`` is sorted.
         form: everything but the tensors as a text, such as ``"int4.g128 4096x4096 bfloat16 row"``; see :meth:`from_flat`.
+
+    Every tensor is contiguous, on one device, and of the shape and dtype that scheme and layout say; InvalidProblemError otherwise.
     """
 
     scheme: Scheme
