@@ -29,8 +29,8 @@ def edited(simulator, monkeypatch):
     return edit
 
 
-def without(pattern: str, count: int = 0) -> Callable[[str], str]:
-    return lambda ptx: re.sub(pattern, "", ptx, count=count)
+def without(pattern: str) -> Callable[[str], str]:
+    return lambda ptx: re.sub(pattern, "", ptx)
 
 
 BARRIER = r"bar\.sync\s+0;"

@@ -62,7 +62,7 @@ def _base_and_offset(operand: str) -> tuple[str, int]:
 class Machine:
     """One launch of ``program``; see ``tests.support.ptx_sim.launch`` for the meaning of the arguments.
 
-    ``threads`` counts those of all blocks that run now, ``block_of`` numbers their blocks among these.
+    ``threads`` counts those of all blocks that run now, one block's after another's.
     """
 
     def __init__(self, program: Program, grid: Sequence[int], arguments: Sequence, num_warps: int, shared: int, lazy: bool, max_steps: int):
@@ -179,7 +179,6 @@ class Machine:
 
     def _run(self, blocks: list[tuple[int, int, int]]) -> None:
         self.blocks, self.threads = blocks, self.block_threads * len(blocks)
-        self.block_of = np.repeat(np.arange(len(blocks)), self.block_threads)
         self.everyone = np.ones(self.threads, bool)
         self.registers: dict[str, np.ndarray] = {}
         self.constants: dict[tuple[str, int], np.ndarray] = {}

@@ -98,7 +98,7 @@ def _shared_tile(machine: Machine, group: int, descriptor: int, rows: int, depth
     index = _tile_index(descriptor, _SWIZZLE_MASK[(descriptor >> 62) & 3], rows, depth, transposed, size)
     if index.min() < 0 or index.max() >= storage.shared_bytes:
         raise PtxError("wgmma operand outside shared memory")
-    index = index + storage.block_of[group * 128] * storage.block_bytes
+    index = index + group * 128 // storage.block_threads * storage.block_bytes
     storage.shared_races.read_by_all(index)
     machine.unfenced += int(storage.generic_writes[index].any())
     return _numbers(np.ascontiguousarray(storage.shared[index]).view(UNSIGNED[8 * size])[..., 0], kind)

@@ -118,7 +118,7 @@ def cache_policy(machine: Machine, instruction: Instruction, active: np.ndarray)
 @handles("trap")
 def trap(machine: Machine, instruction: Instruction, active: np.ndarray) -> None:
     thread = int(np.nonzero(active)[0][0])
-    raise PtxError(f"trap in block {machine.blocks[machine.block_of[thread]]}")
+    raise PtxError(f"trap in block {machine.blocks[thread // machine.block_threads]}")
 
 
 _INTEGER_ATOMICS = {

@@ -21,7 +21,7 @@ class Storage:
     """
 
     def __init__(self, shared_bytes: int, num_warps: int):
-        self.shared_bytes, self.num_warps = max(shared_bytes, 16), num_warps
+        self.shared_bytes, self.num_warps, self.block_threads = max(shared_bytes, 16), num_warps, 32 * num_warps
         self.block_bytes = -(-self.shared_bytes // 16) * 16  # from one block's shared memory to the next: no access crosses a multiple
         self.buffers: list[tuple[int, np.ndarray]] = []
         self.global_races = GlobalRaces()
@@ -40,15 +40,14 @@ class Storage:
     def start(self, blocks: Sequence[tuple[int, int, int]]) -> None:
         """Give the blocks that run next shared memory that nobody wrote."""
         self.blocks = blocks
-        self.warp_of = np.tile(np.repeat(np.arange(self.num_warps), 32), len(blocks))
-        self.block_of = np.repeat(np.arange(len(blocks)), 32 * self.num_warps)
         self.shared = np.full(len(blocks) * self.block_bytes, 0xFF, U8)  # what was not written reads as NaN
         self.generic_writes = np.zeros(len(self.shared), bool)  # since the last fence.proxy.async
         self.shared_races = SharedRaces(len(self.shared), self.num_warps)
         self.global_races.start(len(blocks), self.num_warps)
 
     def where(self, thread: int, address: int) -> str:
-        return f"block {self.blocks[self.block_of[thread]]} thread {thread % (32 * self.num_warps)} address {address:#x}"
+        block, thread = divmod(thread, self.block_threads)
+        return f"block {self.blocks[block]} thread {thread} address {address:#x}"
 
     def access(self, space: str, address: np.ndarray, size: int, active: np.ndarray, store: np.ndarray | None = None) -> np.ndarray:
         """Load or store ``size`` bytes per active thread in "global" or "shared" memory; returns [threads, size] bytes.
@@ -89,8 +88,7 @@ class Storage:
             if inside.any():
                 every = inside.all()
                 chosen, offset = (threads, offset) if every else (threads[inside], offset[inside])
-                warps = self.block_of[chosen] * self.num_warps + self.warp_of[chosen]
-                self.global_races.note(number, memory, offset, size, warps, None if store is None else store[chosen])
+                self.global_races.note(number, memory, offset, size, chosen // 32, None if store is None else store[chosen])
                 self._move(memory, offset, size, chosen, out, store)
                 if every:
                     return
@@ -105,14 +103,16 @@ class Storage:
         """Where in ``shared`` the bytes at these threads' addresses begin."""
         offset = address.astype(np.int64) - SHARED_BASE
         if (offset < 0).any() or (offset + size > self.shared_bytes).any():
-            raise PtxError(f"shared memory access out of bounds: block {self.blocks[self.block_of[threads[0]]]}, {self.shared_bytes} bytes")
-        return offset + self.block_of[threads] * self.block_bytes
+            block = self.blocks[threads[0] // self.block_threads]
+            raise PtxError(f"shared memory access out of bounds: block {block}, {self.shared_bytes} bytes")
+        return offset + threads // self.block_threads * self.block_bytes
 
     def _access_shared(self, offset, size, threads, out, store) -> None:
-        self._note_shared(offset, size, self.warp_of[threads], None if store is None else store[threads])
+        self._note_shared(offset, size, threads // 32, None if store is None else store[threads])
         self._move(self.shared, offset, size, threads, out, store)
 
     def _note_shared(self, offset: np.ndarray, size: int, warps: np.ndarray, store: np.ndarray | None) -> None:
+        warps = warps % self.num_warps  # of their block
         if store is None:
             self.shared_races.read(offset, size, warps)
         else:
@@ -121,13 +121,13 @@ class Storage:
 
     def load_rows(self, offsets: np.ndarray, warps: np.ndarray) -> np.ndarray:
         """Rows of 16 bytes at offsets [warp, row] of shared memory, as [warp, row, 16]."""
-        self._note_shared(offsets.reshape(-1), 16, np.repeat(warps % self.num_warps, offsets.shape[1]), None)
+        self._note_shared(offsets.reshape(-1), 16, np.repeat(warps, offsets.shape[1]), None)
         return units(self.shared, 16)[offsets // 16].view(U8).reshape(*offsets.shape, 16)
 
     def store_rows(self, offsets: np.ndarray, warps: np.ndarray, rows: np.ndarray) -> None:
         """The opposite; the rows of a warp are stored in order of their number."""
         rows = np.ascontiguousarray(rows.reshape(-1, 16))
-        self._note_shared(offsets.reshape(-1), 16, np.repeat(warps % self.num_warps, offsets.shape[1]), rows)
+        self._note_shared(offsets.reshape(-1), 16, np.repeat(warps, offsets.shape[1]), rows)
         elements = units(self.shared, 16)
         elements[offsets.reshape(-1) // 16] = rows.view(elements.dtype)[:, 0]
 
@@ -161,5 +161,4 @@ class Storage:
 
     def order(self, active: np.ndarray, *, release: bool, acquire: bool) -> None:
         """A fence or an atomic of the active threads orders global memory between blocks."""
-        warps = np.unique((self.block_of * self.num_warps + self.warp_of)[active])
-        self.global_races.order(warps, release, acquire)
+        self.global_races.order(np.unique(np.nonzero(active)[0] // 32), release, acquire)

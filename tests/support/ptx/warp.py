@@ -68,10 +68,6 @@ def reduce(machine: Machine, instruction: Instruction, active: np.ndarray) -> No
     machine.write(instruction.operands[0], np.repeat(result, 32), active)
 
 
-def _matrix_count(instruction: Instruction) -> int:
-    return next(count for word, count in (("x1", 1), ("x2", 2), ("x4", 4)) if instruction.has(word))
-
-
 def _row_offsets(machine: Machine, operand: str, matrix: int, active: np.ndarray) -> np.ndarray:
     """Where in shared memory the eight rows of an 8x8 matrix start, per active warp: lanes 8i to 8i+7 hold the addresses of matrix i."""
     threads = np.arange(machine.threads).reshape(-1, 32)[warps(active).any(1), 8 * matrix : 8 * matrix + 8]
@@ -94,12 +90,15 @@ def load_matrix(machine: Machine, instruction: Instruction, active: np.ndarray) 
     """Rows of 16 bytes; active lanes hold their addresses, the whole warp gets the elements."""
     first, second = _element_positions(instruction)
     here = warps(active).any(1)
-    for index, register in enumerate(parts_of(instruction.operands[0])):
+    targets, loaded = parts_of(instruction.operands[0]), []
+    for index in range(len(targets)):
         rows = machine.storage.load_rows(_row_offsets(machine, instruction.operands[1], index, active), np.nonzero(here)[0])
         matrix = rows.view(U16)  # [warp, row, column]
         value = np.zeros((machine.threads // 32, 32), U32)
         value[here] = join_halves(matrix[(slice(None), *first)], matrix[(slice(None), *second)])
-        machine.write(register, value.reshape(-1), active)
+        loaded.append(value.reshape(-1))
+    for register, value in zip(targets, loaded):  # only now: one may hold the addresses
+        machine.write(register, value, active)
 
 
 @handles("stmatrix")
