@@ -9,8 +9,8 @@ import triton
 
 import tritonq
 from tests.support import survey
-from tests.support.report import NUMBERS, PATH, measured, page
-from tritonq.codegen.budgets import DEQUANTIZE_ROWS, QUANTIZE_ROWS, of_release
+from tests.support.report import NUMBERS, PATH, measured, page, written
+from tritonq.codegen.budgets import DEQUANTIZE_ROWS, QUANTIZE_FRAG, QUANTIZE_ROWS, of_release
 from tritonq.formats import FORMATS
 from tritonq.scheme import PRESETS, Scheme
 
@@ -54,6 +54,13 @@ def test_instruction_budget(scheme):
     row = measured(scheme)[0]
     assert row.instructions <= of_release(QUANTIZE_ROWS[scheme])
     assert set(row.stores) <= {128, 32, 16, 8} and 128 in row.stores and row.spills == 0
+
+
+@pytest.mark.parametrize("scheme", QUANTIZE_FRAG)
+def test_instruction_budget_of_quantize_frag(scheme):
+    row = written(scheme)
+    assert row.kernel == "quantize_frag" and row.budget is not None and not row.violations()
+    assert 128 in row.report.global_loads and 128 in row.report.global_stores
 
 
 def test_code_for_amd():

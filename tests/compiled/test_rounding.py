@@ -15,7 +15,7 @@ def test_every_boundary_and_its_neighbours(scheme, dtype, simulator):
     assert simulator.launches == 1
 
 
-@pytest.mark.parametrize("scheme, dtype", [("uint4.g256", BF16), ("uint3.g128", F16)], ids=str)
+@pytest.mark.parametrize("scheme, dtype", [("uint4.g256", BF16), ("uint3.g128", F16), ("uint4.g128.fz", BF16)], ids=str)
 def test_every_boundary_beside_a_zero_point(scheme, dtype, simulator):
     equal_the_reference(rounding.near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 16), scheme, "cpu")
 
@@ -26,12 +26,12 @@ def test_every_boundary_of_small_floats(scheme, dtype, simulator):
     equal_the_reference(rounding.near_float_boundaries(scheme, dtype, step), scheme, "cpu")
 
 
-@pytest.mark.parametrize("scheme, dtype", [("int4.g128", BF16), ("int4.g32", F16), ("uint4.g128", BF16)], ids=str)
+@pytest.mark.parametrize("scheme, dtype", [("int4.g128", BF16), ("int4.g32", F16), ("uint4.g128", BF16), ("uint4.g128.fz", BF16)], ids=str)
 def test_every_place_counts(scheme, dtype, simulator):
     equal_the_reference(rounding.one_in_every_place(dtype)[:: 1 if scheme.startswith("int") else 3], scheme, "cpu")
 
 
-@pytest.mark.parametrize("scheme", ["uint4.g32", "fp4_bnb.g32", "mxfp4"])
+@pytest.mark.parametrize("scheme", ["uint4.g32", "uint4.g32.fz", "fp4_bnb.g32", "mxfp4"])
 def test_ends_of_rows_hold_zeros(scheme, simulator):
     equal_the_reference(rounding.finite(4, 127), scheme, "cpu")
 

@@ -7,7 +7,7 @@ import torch
 import tritonq
 from tests.support.schemes import same_bits
 from tritonq import Scheme, reference
-from tritonq.kernels.quantize import short_cuts
+from tritonq.kernels.short_cuts import short_cuts
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -33,19 +33,22 @@ def near_boundaries(scheme, dtype, step=1):
 
 
 def near_affine_boundaries(scheme, dtype, step=1):
-    """[significands, group] likewise for codes with a zero point: the greatest, a least of up to 17 sixteenths of it, and boundaries."""
+    """[significands, group] likewise for codes with a zero point: the greatest, a least of up to 17 sixteenths of it, and boundaries, which
+    lie beside 0 or, where the zero point is a float, beside it."""
     parsed = Scheme.parse(scheme)
     one, two = torch.tensor([1.0, 2.0], dtype=dtype).view(torch.int16).tolist()
     most = torch.arange(one, two, step, dtype=torch.int16).view(dtype)[:, None]
     least = (-most.double() * (torch.arange(len(most)) % 18 / 16)[:, None]).to(dtype)
     columns = parsed.group_shape(1, 1 << 20)[1]
-    scale = reference.quantize(torch.cat([most, least.expand(-1, columns - 1)], 1), parsed).scale.double()
+    q = reference.quantize(torch.cat([most, least.expand(-1, columns - 1)], 1), parsed)
+    scale, origin = q.scale.double(), q.zero_point.double() if parsed.float_zero else 0.0
     high = parsed.code_range[1]
-    nearest = (scale * (torch.arange(-high - 1, high + 1).double() + 0.5)).to(dtype).view(torch.int16)
+    bounds = torch.arange(0 if parsed.float_zero else -high - 1, high + 1).double() + 0.5
+    nearest = (origin + scale * bounds).to(dtype).view(torch.int16)
     around = torch.cat([nearest + i for i in range(-2, 3)], 1).view(dtype)
-    around = torch.where((around <= most) & (around >= least), around, 0)
-    assert (around.double() / scale).frac().abs().eq(0.5).sum() > 50 / step
-    return torch.cat([most, least, around, around.new_zeros(len(around), columns - 2 - around.shape[1])], 1)
+    around = torch.where((around <= most) & (around >= least), around, most)
+    assert ((around.double() - origin) / scale).frac().abs().eq(0.5).sum() > 50 / step
+    return torch.cat([most, least, around, most.expand(-1, columns - 2 - around.shape[1])], 1)
 
 
 def near_float_boundaries(scheme, dtype, step=1):
@@ -88,7 +91,7 @@ def test_every_boundary_and_its_neighbours(scheme, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("scheme", ["uint4.g256", "uint3.g128", "uint2.g128", "uint4.g256.s32"])
+@pytest.mark.parametrize("scheme", ["uint4.g256", "uint3.g128", "uint2.g128", "uint4.g256.s32", "uint4.g128.fz", "uint3.g64.s32.fz"])
 def test_every_boundary_beside_a_zero_point(scheme, dtype, device):
     equal_the_reference(near_affine_boundaries(scheme, dtype, 1 if dtype == BF16 else 16), scheme, device)
 
@@ -101,12 +104,13 @@ def test_every_boundary_of_small_floats(scheme, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128"])
+@pytest.mark.parametrize("scheme", ["int4.g128", "nf4.g64", "uint4.g128", "uint4.g128.fz"])
 def test_every_place_counts(scheme, dtype, device):
-    equal_the_reference(one_in_every_place(dtype)[:: 3 if scheme == "uint4.g128" else 1], scheme, device)
+    equal_the_reference(one_in_every_place(dtype)[:: 3 if scheme.startswith("uint4") else 1], scheme, device)
 
 
-@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g32", "int3.g32", "int2.g32", "nf4.g32", "fp4_bnb.g32", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize("scheme", ["int4.g32", "uint4.g32", "uint4.g32.fz", "int3.g32", "int2.g32", "nf4.g32", "fp4_bnb.g32",
+                                    "mxfp4", "nvfp4"])  # fmt: skip
 def test_ends_of_rows_hold_zeros(scheme, device):
     for columns in (107, 127):  # a row of 4-bit codes ends in a byte, or in a word of 8
         equal_the_reference(finite(4, columns), scheme, device)

@@ -36,7 +36,7 @@ from tritonq.plans.select import Plan, candidates
 NAMES = [*SCHEMES, *(case.values[0] for case in EVERY_GEOMETRY), *(f"{f}.g{g}" for f in ("int4", "uint4.fz", "nf4") for g in (16, 48, 128))]
 LAYOUTS = ("row", "frag", "ksplit")
 ARCHITECTURES = (80, 89, 90)
-ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
+ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64, 130)
 COLUMNS = (1, 7, 16, 31, 40, 64, 72, 96, 127, 128, 200, 256, 384, 512, 1024, 1100, 2048)
 TOKENS = (1, 2, 7, 8, 9, 16, 17, 33, 65)
 MOST_WORK = 3_000_000  # products of a product: the simulator takes some seconds for them

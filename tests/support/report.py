@@ -9,10 +9,16 @@ import torch
 
 import tritonq
 from tests.support import survey
+from tritonq import QuantizeDesc, Scheme
+from tritonq.codegen import Row as Compiled
+from tritonq.codegen import examine
+from tritonq.codegen.budgets import QUANTIZE_FRAG
+from tritonq.plans.core import Target
 
 PATH = pathlib.Path(__file__).parents[2] / "docs" / "kernels.md"
 NUMBERS = "3.9."  # the Triton release whose figures the page holds
-SCHEMES = ("int4.g128", "uint4.g128", "nf4.g64", "fp4_bnb.g64", "mxfp4", "nvfp4", "fp4_e2m1", "int8", "uint8", "fp8_e4m3", "int3", "int2")
+SCHEMES = ("int4.g128", "uint4.g128", "uint4.g128.fz", "nf4.g64", "fp4_bnb.g64", "mxfp4", "nvfp4", "fp4_e2m1", "int8", "uint8", "fp8_e4m3",
+           "int3", "int2")  # fmt: skip
 SHAPE = (4096, 14336)
 
 
@@ -44,6 +50,15 @@ def measured(scheme: str) -> tuple[Row, ...]:
             loads=tuple(sorted(set(report.global_loads))), stores=tuple(sorted(set(report.global_stores))))
         for name, report, constants, _ in launches
     )  # fmt: skip
+
+
+@functools.cache
+def written(scheme: str) -> Compiled:
+    """quantize of the same matrix straight into layout frag."""
+    target = Target(backend="triton", device="cuda", arch=90)
+    desc = QuantizeDesc(n=SHAPE[0], k=SHAPE[1], dtype=torch.bfloat16, scheme=Scheme.parse(scheme), layout="frag", target=target)
+    (row,) = examine(desc)
+    return row
 
 
 HEAD = """# Kernels: what the compiler makes of them
@@ -85,7 +100,8 @@ it saves, and masks the numbers of lanes. Elsewhere (AMD, the interpreter, the m
 compared one at a time, with the same results.
 
 **Other formats.** Least and greatest value cost 0.7 (`min.NaN`, `max.NaN`: two pairs or three per instruction), a zero point one
-comparison from above. 8-bit floats take three instructions for the quotient, whose scale has 24 bits (one under a power of two), and half
+comparison from above. A float zero point is subtracted, one instruction, and leaves a number of 24 bits, whose quotient takes three;
+no comparison. 8-bit floats take three instructions for the quotient, whose scale has 24 bits (one under a power of two), and half
 of one to round, saturate and join: a conversion of sm_89 and later. e2m1 has none before sm_100: magnitude, binade, sum and difference
 round it, the sign returns, and the conversion to e4m3 gathers eight codes of it: 7.4 after the quotient. fp4_bnb is searched as nf4 is,
 but has three boundaries around 0, too close for the table: a comparison and an addition each, 6 in all; making codes of ranks, eight at a
@@ -104,6 +120,17 @@ time, takes 1.4. A thread has four groups of nvfp4, each with three divisions.
 `dequantize_tiles`, with a load of one byte per code and of one scale per element (18 to 50 instructions), takes what is left: groups or
 rows that eight neighbours (four for float32) straddle.
 
+## Straight into the layouts of products
+
+`quantize_frag` gives a program 64 rows and 128 columns, `quantize_ksplit` 32 rows and 256 columns (twice as many of longer groups), and
+a thread the elements of the words that it will store, 16 bytes of a row at a time: nothing is exchanged but the range of a group. Range,
+quotient, rounding and packing are the functions of `quantize_rows`; `FIELDS` says which codes make a word. Sixteen levels get other
+numbers in `frag`, eight at a time, by two pairs of `prmt`: 1.25 instructions per element. The words cross shared memory once, to be stored
+16 bytes at a time. What a group needs once is shared by 64 elements of two rows (`ksplit`: of up to four), where `quantize_rows` has 128
+of one, and this is most of the difference to its figures. Programs where the matrix ends, and those with a value or a scale that the short
+way does not take, go the long way, with a division per element: 42 instructions in all for int4.g128. Into `frag`:
+
+FRAG_TABLE
 ## How the loop of matmul_frag works
 
 `y^T = W x^T`: W is the left operand, which `mma.sync` and `wgmma` take from registers, x the right one. A program takes 64 rows of W,
@@ -216,7 +243,10 @@ def page() -> str:
             widths = [" ".join(map(str, widths)) for widths in (row.loads, row.stores)]
             cells = (row.scheme, row.kernel, f"{row.floor:.3f}", f"{row.instructions:.1f}", row.registers, row.shared, row.spills, *widths)
             lines.append("| " + " | ".join(map(str, cells)) + " |\n")
-    return HEAD + "".join(lines) + TAIL
+    head = "| scheme | instructions | registers | shared | programs |\n| --- | --: | --: | --: | --: |"
+    frag = [f"| {scheme} | {row.per_weight:.1f} | {row.registers} | {row.shared} | {row.programs} |"
+            for scheme in QUANTIZE_FRAG for row in [written(scheme)]]  # fmt: skip
+    return HEAD + "".join(lines) + TAIL.replace("FRAG_TABLE", "\n".join([head, *frag]))
 
 
 if __name__ == "__main__":

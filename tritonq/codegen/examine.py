@@ -120,7 +120,7 @@ class Row:
         if not self.report.cubin or self.expected.per is None:
             return None
         count = len(self.report.main_loop) if self.expected.per == "loop" else self.report.shortest_path
-        return count * 32 * self.report.num_warps / elements(self.constants)
+        return count / (self.expected.thread or elements(self.constants) / (32 * self.report.num_warps))
 
     @property
     def budget(self) -> float | None:

@@ -33,6 +33,7 @@ class Expected:
         parked: bytes per thread that may be spilled; with STL and LDL barred, outside the main loop.
         programs: rows of the tile of x -> programs per multiprocessor, at least (on the architecture of the budgets).
         per: what instructions per weight are counted over: the main "loop", a whole "program", or None where neither is the cost.
+        thread: weights of one thread, where compile-time arguments do not tell those of a program.
         budget: the budget of a row of the table, or None.
     """
 
@@ -43,6 +44,7 @@ class Expected:
     parked: int = 0
     programs: Mapping[int, int] = field(default_factory=dict)
     per: str | None = None
+    thread: int | None = None
     budget: Callable[[Row], float | None] = lambda row: None
 
 
@@ -98,6 +100,13 @@ def _quantize_budget(row: Row) -> float | None:
     return budgets.of_release(budgets.QUANTIZE_ROWS[row.scheme])
 
 
+def _quantize_frag_budget(row: Row) -> float | None:
+    whole = row.n % 64 == 0 and row.k % 128 == 0
+    if row.dtype != "bfloat16" or not whole or row.scheme not in budgets.QUANTIZE_FRAG:
+        return None
+    return budgets.of_release(budgets.QUANTIZE_FRAG[row.scheme])
+
+
 def _dequantize_budget(row: Row) -> float | None:
     return budgets.DEQUANTIZE_ROWS.get(row.scheme) if row.dtype == "bfloat16" and row.constants["FULL"] else None
 
@@ -115,6 +124,9 @@ EXPECTED: dict[str, Expected] = {
     "dequantize_rows": Expected(per="program", budget=_dequantize_budget),
     "quantize_rows": Expected(per="program", budget=_quantize_budget),
     "quantize_area": Expected(),
+    # of a run of one step; what it takes of a longer one is that of a pass through each loop
+    "quantize_frag": Expected(per="program", thread=64, budget=_quantize_frag_budget),
+    "quantize_ksplit": Expected(),
     "range_partials": Expected(per="program"),
     "dequantize_tiles": Expected(per="program"),
     "dequantize_range_tiles": Expected(per="program"),

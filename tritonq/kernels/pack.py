@@ -8,7 +8,7 @@ PAIR_ORIGIN = tl.constexpr(192.0)
 
 
 @jit
-def fields_of_words(raw, WORD: tl.constexpr):
+def fields_of_rows(raw, WORD: tl.constexpr):
     """[outer, repeat, N, G, threads, lanes] -> [outer, N, G, threads, words, WORD]: the codes of a word side by side."""
     WORDS: tl.constexpr = raw.shape[1] * raw.shape[5] // WORD
     return tl.reshape(tl.permute(raw, (0, 2, 3, 4, 1, 5)), (raw.shape[0], raw.shape[2], raw.shape[3], raw.shape[4], WORDS, WORD))
@@ -25,22 +25,27 @@ def add_fields(fields, BITS: tl.constexpr, EXCESS: tl.constexpr):
 
 
 @jit
-def pack_words(raw, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr):
+def pack_words(
+    raw, mask, FIELDS: tl.constexpr, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
     """Tile of int32 BIAS + OFFSET + code -> [outer, N, G, threads, words] of WORD codes, the first lowest; code 0 beyond the end of a row.
 
-    Fields do not overlap, so their sum is their union, and the biases are a constant that leaves at the end.
+    FIELDS says which codes make a word, as :func:`fields_of_rows` does. They do not overlap, so their sum is their union, and the biases
+    are a constant that leaves at the end.
     """
     if RAGGED:
         raw = tl.where(mask, raw, BIAS + OFFSET)
     ONES: tl.constexpr = ((1 << (BITS * WORD)) - 1) // ((1 << BITS) - 1)
-    packed = add_fields(fields_of_words(raw, WORD).to(tl.uint32, bitcast=True), BITS, BIAS * ONES % 2 ** (BITS * WORD))
+    packed = add_fields(FIELDS(raw, WORD).to(tl.uint32, bitcast=True), BITS, BIAS * ONES % 2 ** (BITS * WORD))
     if OFFSET != 0:
         packed = packed ^ (OFFSET * ONES)
     return packed
 
 
 @jit
-def pack_pairs(y, zero_point, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+def pack_pairs(
+    y, zero_point, mask, FIELDS: tl.constexpr, WORD: tl.constexpr, RAGGED: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
     """The same of floats y, which round, ties to even, to PAIR_ORIGIN + OFFSET + code - zero_point; BITS at most 4.
 
     zero_point is [N, G] or None, code + OFFSET lies in 0 .. 2**BITS - 1. On NVIDIA's GPUs one instruction rounds two of them to bfloat16,
@@ -53,24 +58,26 @@ def pack_pairs(y, zero_point, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, BI
             if zero_point is not None:
                 end = (-zero_point + end)[None, None, :, :, None, None]
             y = tl.where(mask, y, end)
-        fields = fields_of_words(y, WORD)
+        fields = FIELDS(y, WORD)
         HALF: tl.constexpr = WORD // 2
-        fields = tl.reshape(fields, (y.shape[0], y.shape[2], y.shape[3], y.shape[4], fields.shape[4], 2, HALF))
+        fields = tl.reshape(fields, (fields.shape[0], fields.shape[1], fields.shape[2], fields.shape[3], fields.shape[4], 2, HALF))
         low, high = tl.split(tl.permute(fields, (0, 1, 2, 3, 4, 6, 5)))
         # In PTX, because Triton's conversion pairs neighbours in the order of registers, and taking those apart costs what it saves.
         pairs = tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,r,r", [high, low], tl.uint32, is_pure=True, pack=1)
         ONES: tl.constexpr = ((1 << (BITS * HALF)) - 1) // ((1 << BITS) - 1)
         packed = add_fields(pairs, BITS, 0x43404340 * ONES % 2**32)
         if zero_point is not None:
-            packed += (zero_point.to(tl.uint32) * (ONES << 16 | ONES))[None, :, :, None, None]
+            zeros = FIELDS(tl.broadcast_to(zero_point.to(tl.uint32)[None, None, :, :, None, None], y.shape), WORD)
+            place = tl.arange(0, WORD)
+            packed += tl.sum(zeros << (place // HALF * 16 + place % HALF * BITS)[None, None, None, None, None, :], 5)
         if BITS * HALF < 16:
-            FIELDS: tl.constexpr = (1 << (BITS * HALF)) - 1
-            packed = (packed & FIELDS) | ((packed >> (16 - BITS * HALF)) & (FIELDS << (BITS * HALF)))
+            ONE_HALF: tl.constexpr = (1 << (BITS * HALF)) - 1
+            packed = (packed & ONE_HALF) | ((packed >> (16 - BITS * HALF)) & (ONE_HALF << (BITS * HALF)))
         if OFFSET != 0:
             packed = packed ^ (OFFSET * (ONES << (BITS * HALF) | ONES))
     else:
         y += 12582912.0 - PAIR_ORIGIN
         if zero_point is not None:
             y += zero_point[None, None, :, :, None, None]
-        packed = pack_words(y.to(tl.int32, bitcast=True), mask, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
+        packed = pack_words(y.to(tl.int32, bitcast=True), mask, FIELDS, WORD, RAGGED, BITS, 0x4B400000, OFFSET)
     return packed

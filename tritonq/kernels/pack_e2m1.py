@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from .._triton import jit, tl
-from .pack import fields_of_words
 
 # The least normal number of e2m1, 1, as that of e4m3, 2**-6: sign, exponent and mantissa then lie at bits 7, 4, 3 and 2 of an e4m3.
 E2M1_UNITS = tl.constexpr(64.0)
@@ -19,7 +18,7 @@ lop3.b32 $0, low, high, 0x0F0F0F0F, 0xE4;
 
 
 @jit
-def pack_e2m1(u):
+def pack_e2m1(u, FIELDS: tl.constexpr):
     """Tile of float32 -> [outer, N, G, threads, words]: codes of E2M1_UNITS * u, as encode_minifloat has them."""
     magnitude = tl.minimum(tl.abs(u), 6.0 / E2M1_UNITS)
     # 1.5 * 2**22 times the binade, or times 1 below 1, has units of the code's for last bits: adding it rounds, subtracting it is exact.
@@ -27,7 +26,7 @@ def pack_e2m1(u):
     shift = binade.to(tl.float32, bitcast=True)
     value = tl.fma(shift, -6291456.0, tl.fma(shift, 6291456.0, magnitude))
     value = (value.to(tl.int32, bitcast=True) | (u.to(tl.int32, bitcast=True) & -(2**31))).to(tl.float32, bitcast=True)
-    fields = fields_of_words(value, 8)
+    fields = FIELDS(value, 8)
     fields = tl.reshape(fields, (fields.shape[0], fields.shape[1], fields.shape[2], fields.shape[3], fields.shape[4], 2, 2, 2))
     evens, odds = tl.split(fields)
     e04, e26 = tl.split(evens)

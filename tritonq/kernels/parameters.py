@@ -62,9 +62,9 @@ def scale_from_range(
 ):  # fmt: skip
     """Least and greatest finite value (low > high: none) -> scale and zero point as stored."""
     if FLOAT_ZERO:
-        empty = low > high
-        low = tl.where(empty, 0.0, low)
-        high = tl.where(empty, 0.0, high)
+        there = high - low >= 0.0  # not so of NaN and Inf, which may come in, for results that nobody uses
+        low = tl.where(there, low, 0.0)
+        high = tl.where(there, high, 0.0)
     else:
         low = tl.minimum(low, 0.0)
         high = tl.maximum(high, 0.0)

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from .._triton import jit, tl
 from .group_range import range_of_group, widen
+from .pack import fields_of_rows
 from .parameters import decode_scale, decode_zero, group_parameters, tensor_scale_from_absmax
-from .quantize_words import words_of_any, words_of_finite
+from .quantize_words import any_odd, words_of_any, words_of_finite
 from .ranges import tensor_range
 
 
@@ -55,8 +56,13 @@ def quantize_rows(
         mask = (first_row + row < N)[:, None] & (start[:, None] + inner < K)
         if COLUMNS < GROUP:
             mask = mask & (thread[:, None] + inner < COLUMNS)
-        # Padding must not enter a range: 0 is inside every range but that of a float zero, which is not extended to it.
-        loaded = tl.load(x_at, mask=mask, other=float("nan") if FLOAT_ZERO else 0.0)
+        # Padding must not enter a range: 0 is inside every one but that of a float zero, where a group's first number is.
+        if FLOAT_ZERO:
+            there = (first_row + row < N) & (first_group + group < groups)
+            padding = tl.load(x_ptr + (first_row + row) * x_row + (first_group + group) * COLUMNS * x_col, mask=there, other=0.0)[:, None]
+        else:
+            padding = 0.0
+        loaded = tl.load(x_at, mask=mask, other=padding)
         mask = tl.reshape(mask, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
     loaded = tl.reshape(loaded, (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES))
     x = widen(loaded, COMPUTE)
@@ -77,18 +83,17 @@ def quantize_rows(
         zero_point = decode_zero(stored_zero, COMPUTE, AFFINE, FLOAT_ZERO, DECODE_ZERO)
         scale = decode_scale(stored, second, COMPUTE, DECODE_SCALE)
         # ... which magnitudes below Inf and SCALE_MIN <= scale <= SCALE_MAX prove for this program.
-        odd = (magnitude >= 0x7F800000) | (scale < SCALE_MIN) | (scale > SCALE_MAX)
-        if tl.max(tl.reshape(odd.to(tl.int32), (BLOCK_N * BLOCK_G,)), 0) == 0:
-            packed = words_of_finite(x, scale, zero_point, cells_ptr, mask, WORD, RAGGED, QUOTIENT, IN_RANGE, PAIRS,
-                                     CELLS, CROWDED, RECODE, E2M1, ENCODE, BITS, LOW, HIGH, AWAY, AFFINE)  # fmt: skip
+        if not any_odd(magnitude, scale, SCALE_MIN, SCALE_MAX):
+            packed = words_of_finite(x, scale, zero_point, cells_ptr, mask, fields_of_rows, WORD, RAGGED, QUOTIENT, IN_RANGE, PAIRS,
+                                     CELLS, CROWDED, RECODE, E2M1, ENCODE, BITS, LOW, HIGH, AWAY, AFFINE, FLOAT_ZERO)  # fmt: skip
         else:
             if FULL:  # Read again: to keep x as float32 for this way would cost the other registers.
                 x = widen(tl.reshape(tl.load(x_at), (OUTER, REPEAT, BLOCK_N, BLOCK_G, THREADS, LANES)), COMPUTE)
-            stored, stored_zero, packed = words_of_any(x, second, mask, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH, AWAY,
-                                                       AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
+            stored, stored_zero, packed = words_of_any(x, second, mask, fields_of_rows, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH,
+                                                       AWAY, AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                                        ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO, DECODE_ZERO)  # fmt: skip
     else:
-        stored, stored_zero, packed = words_of_any(x, second, mask, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH, AWAY,
+        stored, stored_zero, packed = words_of_any(x, second, mask, fields_of_rows, WORD, RAGGED, COMPUTE, ENCODE, BITS, LOW, HIGH, AWAY,
                                                    AFFINE, FLOAT_ZERO, DIVISOR, EMPTY_SCALE, ROUND_UP, MAX_EXPONENT,
                                                    ENCODE_SCALE, DECODE_SCALE, ENCODE_ZERO, DECODE_ZERO)  # fmt: skip
 

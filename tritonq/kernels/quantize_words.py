@@ -18,18 +18,29 @@ def per_element(group):
 
 
 @jit
+def any_odd(magnitude, scale, SCALE_MIN: tl.constexpr, SCALE_MAX: tl.constexpr):
+    """Whether a group [N, G] is beyond words_of_finite: bits of a greatest magnitude that is Inf or NaN, or a scale out of bounds."""
+    odd = (magnitude >= 0x7F800000) | (scale < SCALE_MIN) | (scale > SCALE_MAX)
+    return tl.max(tl.reshape(odd.to(tl.int32), (scale.shape[0] * scale.shape[1],)), 0) != 0
+
+
+@jit
 def words_of_finite(
-    x, scale, zero_point, cells_ptr, mask, WORD: tl.constexpr, RAGGED: tl.constexpr,
+    x, scale, zero_point, cells_ptr, mask, FIELDS: tl.constexpr, WORD: tl.constexpr, RAGGED: tl.constexpr,
     QUOTIENT: tl.constexpr, IN_RANGE: tl.constexpr, PAIRS: tl.constexpr,
     CELLS: tl.constexpr, CROWDED: tl.constexpr, RECODE: tl.constexpr, E2M1: tl.constexpr,
-    ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr, AFFINE: tl.constexpr,
+    ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr,
+    AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """Packed codes of a tile without NaN and Inf under scales far from overflow and underflow.
+    """Packed codes of a tile without NaN and Inf under scales far from overflow and underflow. FIELDS: as for :func:`pack.pack_words`.
 
     Codes stay in the low bits of floats near 1.5 * 2**23, or with PAIRS near PAIR_ORIGIN, where one conversion rounds two; signed ones
-    narrower than a byte are kept non-negative, code + 2**(BITS - 1), so that a sum packs them without carries.
+    that share a word are kept non-negative, code + 2**(BITS - 1), so that a sum packs them without carries.
     """
     inverse = divide(tl.full(scale.shape, 1.0, tl.float32), scale)
+    INTEGER_ZERO: tl.constexpr = AFFINE and not FLOAT_ZERO
+    if FLOAT_ZERO:
+        x = x - per_element(zero_point)
     WORDS_OF_E2M1: tl.constexpr = E2M1 and cuda_arch() >= 89 and WORD == 8
     if WORDS_OF_E2M1:  # exact, and without a price
         scale *= E2M1_UNITS
@@ -37,7 +48,7 @@ def words_of_finite(
     # Beyond the end of a row x is 0: what is recoded to 0 there is its rank, not a 0.
     FILL: tl.constexpr = RAGGED and RECODE is None
     BIASED: tl.constexpr = CELLS is not None or (ENCODE is None and not AWAY)
-    OFFSET: tl.constexpr = 2 ** (BITS - 1) if BIASED and CELLS is None and LOW < 0 and BITS < 8 else 0
+    OFFSET: tl.constexpr = 2 ** (BITS - 1) if BIASED and CELLS is None and LOW < 0 and WORD > 1 else 0
     if CELLS == "line":
         cell = tl.fma(x, per_element(inverse * CELL_DENSITY), CELL_ORIGIN).to(tl.int32, bitcast=True)
         r = tl.fma(x, per_element(inverse * CELL_SLOPE), lookup_cell(cells_ptr, cell))
@@ -47,7 +58,7 @@ def words_of_finite(
             r += 12582912.0
     elif PAIRS:
         r = place_short_quotient(x, per_element(inverse), PAIR_ORIGIN + OFFSET)
-        if AFFINE:
+        if INTEGER_ZERO:
             r = tl.minimum(r, per_element(-zero_point + (PAIR_ORIGIN + HIGH)))
     elif QUOTIENT == "short":
         r = round_short_quotient(x, per_element(inverse), OFFSET)
@@ -64,23 +75,23 @@ def words_of_finite(
         elif BIASED:
             r = u + (12582912.0 + OFFSET)
     if PAIRS:
-        packed = pack_pairs(r, zero_point if AFFINE else None, mask, WORD, FILL, BITS, OFFSET)
+        packed = pack_pairs(r, zero_point if INTEGER_ZERO else None, mask, FIELDS, WORD, FILL, BITS, OFFSET)
     elif BIASED:
         if CELLS is None:
-            if AFFINE:
+            if INTEGER_ZERO:
                 r = r + per_element(zero_point)
             if not IN_RANGE:
                 r = tl.maximum(r, LOW + 12582912.0 + OFFSET)
-            if AFFINE or not IN_RANGE:
+            if INTEGER_ZERO or not IN_RANGE:
                 r = tl.minimum(r, HIGH + 12582912.0 + OFFSET)
-        packed = pack_words(r.to(tl.int32, bitcast=True), mask, WORD, FILL, BITS, 0x4B400000, OFFSET)
+        packed = pack_words(r.to(tl.int32, bitcast=True), mask, FIELDS, WORD, FILL, BITS, 0x4B400000, OFFSET)
     elif ENCODE is None:
-        code = encode_integer(u, per_element(zero_point) if AFFINE else 0.0, LOW, HIGH, AWAY) & (2**BITS - 1)
-        packed = pack_words(code, mask, WORD, FILL, BITS, 0, 0)
+        code = encode_integer(u, per_element(zero_point) if INTEGER_ZERO else 0.0, LOW, HIGH, AWAY) & (2**BITS - 1)
+        packed = pack_words(code, mask, FIELDS, WORD, FILL, BITS, 0, 0)
     elif WORDS_OF_E2M1:
-        packed = pack_e2m1(u)  # beyond the end of a row u is 0, and so is its code
+        packed = pack_e2m1(u, FIELDS)  # beyond the end of a row u is 0, and so is its code
     else:
-        packed = pack_words(ENCODE(u), mask, WORD, FILL, BITS, 0, 0)
+        packed = pack_words(ENCODE(u), mask, FIELDS, WORD, FILL, BITS, 0, 0)
     if RECODE is not None:
         packed = RECODE(packed)
     return packed
@@ -103,7 +114,7 @@ def lookup_cell(cells_ptr, cell):
 
 @jit
 def words_of_any(
-    x, second, mask, WORD: tl.constexpr, RAGGED: tl.constexpr, COMPUTE: tl.constexpr,
+    x, second, mask, FIELDS: tl.constexpr, WORD: tl.constexpr, RAGGED: tl.constexpr, COMPUTE: tl.constexpr,
     ENCODE: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, AWAY: tl.constexpr,
     AFFINE: tl.constexpr, FLOAT_ZERO: tl.constexpr, DIVISOR: tl.constexpr, EMPTY_SCALE: tl.constexpr, ROUND_UP: tl.constexpr,
     MAX_EXPONENT: tl.constexpr, ENCODE_SCALE: tl.constexpr, DECODE_SCALE: tl.constexpr,
@@ -117,4 +128,4 @@ def words_of_any(
     scale = decode_scale(stored, second, COMPUTE, DECODE_SCALE)
     zero_point = decode_zero(stored_zero, COMPUTE, AFFINE, FLOAT_ZERO, DECODE_ZERO)
     code = encode_value(x, per_element(scale), per_element(zero_point), ENCODE, BITS, LOW, HIGH, AWAY, FLOAT_ZERO)
-    return stored, stored_zero, pack_words(code, mask, WORD, RAGGED, BITS, 0, 0)
+    return stored, stored_zero, pack_words(code, mask, FIELDS, WORD, RAGGED, BITS, 0, 0)

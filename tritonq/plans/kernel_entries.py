@@ -60,7 +60,7 @@ if triton is not None:
             return QTensor(desc.scheme, tuple(x.shape), x.dtype, packed, scale, zero_point, layout=layout)
 
         return KernelEntry(op="quantize", name=f"quantize_{layout}", revision=1, can_implement=can, guarantee=exact,
-                           config=lambda desc: kernels.config(), launch=launch)  # fmt: skip
+                           config=lambda desc: kernels.config(desc.scheme, desc.n, desc.k), launch=launch)  # fmt: skip
 
     def _config(desc: QuantizeDesc) -> Config:
         return quantize_kernels.config(desc.scheme, desc.n, desc.k, desc.dtype)
