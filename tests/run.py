@@ -30,8 +30,10 @@ GROUPS = {
     "launch": ("tests/launch",),
     # Each kernel at least once, and what Triton 3.6 is known to have got wrong; `make test-oldest` runs all there.
     "oldest": (
-        "tests/compiled/test_quantize_layouts.py::test_every_boundary",  # quantize_frag
-        "tests/compiled/test_quantize_layouts.py::test_one_number_takes_the_long_way",  # quantize_ksplit too
+        "tests/compiled/test_quantize_layouts.py::test_bit_for_bit",  # quantize_frag, quantize_ksplit
+        "tests/compiled/test_quantize_layouts.py::test_sm_80",
+        "tests/compiled/test_quantize_layouts.py::test_every_boundary",
+        "tests/compiled/test_quantize_layouts.py::test_one_number_takes_the_long_way",
         "tests/compiled/test_dequantize.py",  # dequantize_rows, dequantize_tiles
         "tests/compiled/test_every_scheme.py::test_sm_90[int4-float16]",  # quantize_rows
         "tests/compiled/test_every_scheme.py::test_sm_90[uint4-bfloat16]",

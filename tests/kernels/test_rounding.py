@@ -46,9 +46,10 @@ def near_affine_boundaries(scheme, dtype, step=1):
     bounds = torch.arange(0 if parsed.float_zero else -high - 1, high + 1).double() + 0.5
     nearest = (origin + scale * bounds).to(dtype).view(torch.int16)
     around = torch.cat([nearest + i for i in range(-2, 3)], 1).view(dtype)
-    around = torch.where((around <= most) & (around >= least), around, most)
+    other = most if parsed.float_zero else torch.zeros_like(most)  # no boundary
+    around = torch.where((around <= most) & (around >= least), around, other)
     assert ((around.double() - origin) / scale).frac().abs().eq(0.5).sum() > 50 / step
-    return torch.cat([most, least, around, most.expand(-1, columns - 2 - around.shape[1])], 1)
+    return torch.cat([most, least, around, other.expand(-1, columns - 2 - around.shape[1])], 1)
 
 
 def near_float_boundaries(scheme, dtype, step=1):
