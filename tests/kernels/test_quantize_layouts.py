@@ -15,8 +15,8 @@ SCHEMES = {"frag": ["int4.g128", "uint4.g32", "nf4.g64", "mxfp4", "int4.channel"
 
 SHORT = ["int4.g128", "int4.g16", "int4.g256", "int4.channel.full", "uint4.g32", "uint4.channel", "uint4.g64.fz", "uint4.g64.away",
          "nf4.g64", "nf4.channel", "fp4_bnb.g32", "mxfp4", "fp4_e2m1.g128", "int4.g128.pow2",
-         "int8.g128", "int8.g16", "int8.full", "uint8", "uint8.g32", "uint8.g64.fz", "int2.g64", "int2.g32", "int2.g16", "uint2.g128",
-         "uint2.channel", "fp8_e4m3", "fp8_e4m3.g16", "fp8_e5m2.g64", "mxfp8"]  # fmt: skip
+         "int8.g128", "int8.g16", "int8.g8", "int8.full", "uint8", "uint8.g32", "uint8.g64.fz", "int2.g64", "int2.g32", "int2.g16",
+         "uint2.g128", "uint2.channel", "fp8_e4m3", "fp8_e4m3.g16", "fp8_e5m2.g64", "mxfp8"]  # fmt: skip
 
 
 def plain(dtype: torch.dtype, columns: int = 384) -> torch.Tensor:

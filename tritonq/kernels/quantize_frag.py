@@ -47,7 +47,7 @@ def quantize_frag(
         row, zeros = groups + tl.program_id(1) + tl.arange(0, 1), tl.zeros((64, 1), tl.int32)
         store_parameters(scale_ptr, zeros, zeros != 0, a, row, groups + 1, scale_row, "float32" if SCALE == "float32" else "integer", 1)
     done = False
-    if FAST and (GROUP == 0 or GROUP * BITS >= 64 and GROUP >= 16):  # noqa: SIM102 - the second is known when it runs
+    if FAST and (GROUP == 0 or GROUP * BITS >= 64):  # noqa: SIM102 - the second is known when it runs
         if (a * 64 + 64 <= N) & (first + columns <= K):
             done = short_way(
                 x_ptr + (a * 64 * x_row + first.to(tl.int64) * x_col), packed_ptr + (a * w_row + first * (2 * BITS)),
