@@ -123,12 +123,12 @@ rows that eight neighbours (four for float32) straddle.
 ## Straight into the layouts of products
 
 `quantize_frag` gives a program 64 rows and 128 columns, `quantize_ksplit` 32 rows and 256 columns (twice as many of longer groups), and
-a thread the elements of the words that it will store, 16 bytes of a row at a time: nothing is exchanged but the range of a group. Range,
+a thread the elements of the words that it will store, 16 bytes of a row at a time: no codes are exchanged to make a word. Range,
 quotient, rounding and packing are the functions of `quantize_rows`; `FIELDS` says which codes make a word. Sixteen levels get other
 numbers in `frag`, eight at a time, by two pairs of `prmt`: 1.25 instructions per element. The words cross shared memory once, to be stored
 16 bytes at a time. What a group needs once is shared by 64 elements of two rows (`ksplit`: of up to four), where `quantize_rows` has 128
-of one, and this is most of the difference to its figures. Programs where the matrix ends, and those with a value or a scale that the short
-way does not take, go the long way, with a division per element: 42 instructions in all for int4.g128. Into `frag`:
+of one. Programs where the matrix ends, and those with a value or a scale that the short way does not take, go the long way, with a
+division per element: 42 instructions in all for int4.g128. Into `frag`:
 
 FRAG_TABLE
 ## How the loop of matmul_frag works

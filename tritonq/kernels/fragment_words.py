@@ -59,7 +59,10 @@ def fields_of_floats(raw, WORD: tl.constexpr):
 
 @jit
 def store_fragments(at, words, w_row, BITS: tl.constexpr, SPANS: tl.constexpr):
-    """Words [b in a group, (warp, g), groups, w in a group, t] to those from ``at`` on, where they lie by span, b, warp, g, t, w."""
+    """Words [b in a group, (warp, g), groups, w in a group, t] to those from ``at`` on, where they lie by span, b, warp, g, t, w.
+
+    w_row: of the other layout, whose steps are no whole.
+    """
     OUTER: tl.constexpr = words.shape[0]
     INNER: tl.constexpr = words.shape[3] // SPANS
     words = tl.reshape(words, (OUTER, 32, BITS // 2 // OUTER, 4 // INNER, SPANS, INNER, 4))

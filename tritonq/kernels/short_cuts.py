@@ -95,5 +95,5 @@ def cell_search(scheme: Scheme, dtype: torch.dtype) -> CellSearch | None:
 
 @cache
 def cells_tensor(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The table that quantize_rows searches, on the device."""
+    """The table that the kernel searches, on the device."""
     return cell_search(scheme, dtype).table.to(device)
