@@ -7,8 +7,7 @@ import torch
 from tests.support import survey
 from tritonq import MatmulDesc, Scheme, reference, select
 from tritonq.codegen import examine
-from tritonq.codegen.budgets import MATMUL_FRAG as BUDGETS
-from tritonq.codegen.budgets import MATMUL_FRAG_ALU, MATMUL_FRAG_GATED, of_release
+from tritonq.codegen.budgets import MATMUL_FRAG, MATMUL_FRAG_ALU, MATMUL_FRAG_FEW, MATMUL_FRAG_GATED, of_release
 from tritonq.codegen.examine import examine_config
 from tritonq.codegen.occupancy import programs_per_multiprocessor
 from tritonq.formats import FORMATS
@@ -20,9 +19,10 @@ from tritonq.plans.core import Target
 N, K = 128, 4096
 
 
-def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
+def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90, *, multiprocessors: int = 1):
+    """One multiprocessor has enough programs with N rows to take the tiles of large matrices; 132 have not."""
     q = reference.quantize(torch.zeros(N, K, dtype=dtype), Scheme.parse(scheme)).relayout("frag")
-    config = kernels.config(m, N, K, q.scheme, 132, arch)
+    config = kernels.config(m, N, K, q.scheme, multiprocessors, arch)
     with survey.launches(arch) as rows:
         x = torch.zeros(m, K, dtype=dtype)
         kernels.bind(x, q, None, None, None, config, (m, N), arch=arch).run(x, q, None, None)
@@ -31,19 +31,23 @@ def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90):
     return report, config
 
 
-@pytest.mark.parametrize("scheme, dtype, m", BUDGETS, ids=lambda v: str(v))
-def test_the_main_loop(scheme, dtype, m):
-    report, config = compiled(scheme, getattr(torch, dtype), m)
+@pytest.mark.parametrize("table, scheme, dtype, m", [(table, *row) for table in (MATMUL_FRAG, MATMUL_FRAG_FEW) for row in table],
+                         ids=lambda v: "few" * (v is MATMUL_FRAG_FEW) if isinstance(v, dict) else str(v))  # fmt: skip
+def test_the_main_loop(table, scheme, dtype, m):
+    few = table is MATMUL_FRAG_FEW
+    wgmma = kernels.config(m, N, K, Scheme.parse(scheme), 1, 90)["num_warps"] > 2  # with split-K, which its many sums make the harder
+    report, config = compiled(scheme, getattr(torch, dtype), m, multiprocessors=132 if few or wgmma else 1)
+    assert wgmma or config["BLOCK_N"] == (64 if few or m <= 8 else 128)
     loop, kinds = report.main_loop, report.histogram(in_loop=True)
     weights = config["BLOCK_N"] * config["BLOCK_K"] // (32 * report.num_warps)
     assert report.spills == 0
-    assert set(kinds) & {"HMMA", "HGMMA"} == {"HGMMA" if m > 32 else "HMMA"} and not report.unfenced
+    assert set(kinds) & {"HMMA", "HGMMA"} == {"HGMMA" if wgmma else "HMMA"} and not report.unfenced
     detours = [i.opcode for i in loop if i.kind.startswith(("STS", "SHFL", "I2F", "F2F", "STL", "LDL"))]
     assert set(detours) <= {"F2FP.F16.E4M3.UNPACK_B"}, "weights go from the load to the tensor core"
     copies = [i.width for i in loop if i.kind == "LDGSTS"]
     assert copies.count(128) >= weights // 32 and set(copies) <= {32, 64, 128}, "weights and x by 16 bytes, scales by 4 or 8"
     assert kinds["LDG"] == 0, "everything in the loop is copied ahead"
-    assert len(loop) / weights <= BUDGETS[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
+    assert len(loop) / weights <= table[scheme, dtype, m], f"{len(loop) / weights:.3f} instructions per weight"
     alu = 2 * report.busy_in_loop["alu"] / weights  # instructions: 64 lanes
     assert alu <= MATMUL_FRAG_ALU.get((scheme, dtype, m), len(loop) / weights), f"{alu:.3f} of them on the integer pipe"
     programs = programs_per_multiprocessor(90, registers=report.registers, shared=report.shared, num_warps=report.num_warps)
@@ -70,7 +74,7 @@ def test_swiglu(scheme, dtype, m):
     plan = select(desc)
     (plain,) = examine_config(desc.plain(), plan.kernel, plan.config)  # the same tile, of neighbouring rows
     assert row.per_weight <= plain.per_weight + of_release(MATMUL_FRAG_GATED) and row.tile == plain.tile
-    assert row.tile.startswith("64x64x") if m > 32 else row.tile == examine(desc.plain())[0].tile
+    assert row.tile.startswith(f"{32 if m <= 32 else 64}x64x") if m > 16 else row.tile == examine(desc.plain())[0].tile
 
 
 @pytest.mark.parametrize("scheme, m, inside", [("int4.g128", 1, True), ("uint4.g128", 8, True), ("int8.channel", 8, True),

@@ -198,6 +198,35 @@ def test_many_rows_on_hopper(scheme, m, n, k, known):
     assert not known.unfenced and not unfenced(known.last.asm["ptx"])
 
 
+# Tiles of 128 rows of W: what large matrices get. mma.sync; from 17 rows of x on Hopper wgmma.
+TALL = [("int4.g128", 90, 16, 8), ("uint4.g32", 90, 9, 4), ("nf4.g64", 90, 13, 8), ("uint4.g128.fz", 90, 16, 2), ("int3.g128", 90, 10, 4),
+        ("mxfp4", 90, 16, 1), ("fp8_e4m3", 89, 12, 2), ("nvfp4", 80, 16, 2), ("int2.g64", 80, 11, 4), ("int4.g128", 80, 32, 8),
+        ("int8", 80, 20, 2), ("uint4.channel", 89, 40, 1), ("nf4.g64", 90, 32, 8), ("int4.g32", 90, 17, 2), ("uint4.g128.fz", 90, 20, 2),
+        ("uint3.g128", 90, 30, 2), ("nvfp4", 90, 24, 1), ("mxfp8", 90, 31, 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme, simulator, m, split", TALL, indirect=["simulator"], ids=str)
+def test_tiles_of_128_rows_of_w(scheme, m, split, known):
+    """190 rows of W, as though they were many for the device: the last tile is half beyond the end.
+
+    Split sums come in batches that registers hold.
+    """
+    n, k = 190, 1300
+    config = kernels.config(m, n, k, Scheme.parse(scheme), 0, known.arch) | {"SPLIT_K": split}
+    assert config["BLOCK_N"] == 128
+    known.order = lambda count: range(count)[::-1]
+    check(scheme, m, n, k, DTYPES[m % 2], known, instruction="wgmma.mma_async" if config["num_warps"] > 2 else "mma.sync", **config)
+    assert not known.unfenced and not unfenced(known.last.asm["ptx"])
+
+
+def test_split_sums_come_in_batches():
+    """As many as registers hold, and all at once where batches do not come out even."""
+    tile = {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 2}
+    assert [split_k.sums_at_once(tile | {"SPLIT_K": split}) for split in (1, 2, 3, 4, 8, 16)] == [1, 2, 3, 4, 4, 4]
+    assert split_k.sums_at_once({"BLOCK_M": 8, "BLOCK_N": 64, "num_warps": 2, "SPLIT_K": 16}) == 8
+    assert split_k.sums_at_once({"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 2, "SPLIT_K": 8}) == 1
+
+
 @pytest.mark.parametrize("split", [2, 3, 8])
 @pytest.mark.parametrize("name", ["forward", "reversed", "shuffled"])
 def test_split_k_in_any_order_of_arrival(name, split, simulator):
@@ -272,7 +301,7 @@ def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
     plan = dataclasses.replace(plan, config=config | {"SPLIT_K": split})
     simulator.order = lambda count: range(count)[::-1]
     got = plan.run(x, q, bias=bias, residual=residual)
-    instruction = "wgmma.mma_async" if m > 32 and simulator.arch == 90 else "mma.sync"
+    instruction = "wgmma.mma_async" if m > 16 and simulator.arch == 90 else "mma.sync"
     assert got.shape == (m, features) and simulator.launches == 1 and instruction in simulator.last.asm["ptx"]
     assert within(got, x, row, plan, bias, residual)
     check_fence(x)
@@ -378,9 +407,17 @@ def test_targets(target, reason):
 
 
 def test_the_heuristic_fills_the_device_and_splits_little():
+    def config(m, n, k):
+        return kernels.config(m, n, k, Scheme.parse("int4"), 132, 90)
+
     for m, n, k in ((1, 4096, 4096), (16, 4096, 4096), (1, 28672, 8192), (64, 64, 65536), (8, 64, 128), (1, 2**20, 256)):
-        got = kernels.config(m, n, k, Scheme.parse("int4"), 132, 90)
+        got = config(m, n, k)
         steps = -(-k // got["BLOCK_K"])
-        assert got["SPLIT_K"] <= 8 and (got["SPLIT_K"] == 1 or steps >= 4 * got["SPLIT_K"])
-    assert kernels.config(1, 4096, 4096, Scheme.parse("int4"), 132, 90)["SPLIT_K"] == 4
-    assert kernels.config(1, 28672, 8192, Scheme.parse("int4"), 132, 90)["SPLIT_K"] == 1
+        assert got["SPLIT_K"] <= 16 and (got["SPLIT_K"] == 1 or steps >= 4 * got["SPLIT_K"])
+    assert config(1, 4096, 4096)["SPLIT_K"] == 4
+    assert config(1, 28672, 8192)["SPLIT_K"] == 1
+    # 128 rows of W where that leaves two and a half programs for each of the 132
+    tall = {shape: config(16, *shape) for shape in ((28672, 8192), (8192, 8192), (4096, 14336), (6144, 4096))}
+    assert {config["BLOCK_N"] for config in tall.values()} == {128}
+    assert [config["SPLIT_K"] for config in tall.values()] == [2, 8, 16, 8]
+    assert config(16, 4096, 4096)["BLOCK_N"] == 64, "not with four steps each"

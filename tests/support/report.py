@@ -134,8 +134,9 @@ FRAG_TABLE
 ## How the loop of matmul_frag works
 
 `y^T = W x^T`: W is the left operand, which `mma.sync` and `wgmma` take from registers, x the right one. A program takes 64 rows of W,
-BLOCK_M rows of x and a share of K, with two warps; a decode of one row still runs on the tensor core, whose narrowest tile has 8
-columns. On Hopper, more than 32 rows of x take 128 rows of W, 8 warps and `wgmma`, with the same code. One step of K:
+8 rows of x and a share of K, with two warps; a decode of one row still runs on the tensor core, whose narrowest tile has 8 columns.
+From 9 rows of x on it takes 128 rows of W, where those are enough for 2.5 programs on every multiprocessor. From 17 rows of x on Hopper
+multiplies with `wgmma`, 4 warps per program, from 33 on 8; the code is the same. One step of K:
 
 ```
  packed codes                                              x [BLOCK_K, BLOCK_M]
@@ -194,9 +195,15 @@ Where things are, for whoever changes it:
   conversion of two codes at a time, so it stays as it is.
 - **x is copied ahead and W too.** Before 3.9 Triton puts no proxy fence between `cp.async` and the `wgmma` that reads what it wrote;
   `proxy_fence` does, behind the wait of the same pass, and the lint looks for it in the PTX.
+- **128 rows of W from 9 rows of x on.** A program reads its rows of x whole: of 16 rows as many bytes cross from L2 as of 64 rows of
+  int4. Twice the rows of W halve that, and a fragment of x serves twice as many weights: int4 takes 1.84 instructions per weight instead
+  of 1.90, NF4 3.35 instead of 3.58. The [model of speed](speed_model.md) predicts for 28672 x 8192 on an H200, bfloat16, 34.4 us instead
+  of 41.9 with int4 and 16 rows, 42.1 instead of 61.6 with 32, NF4 37.3 instead of 43.8 and 49.2 instead of 63.5; it is not measured, and
+  L2 is what the model knows least. Up to 8 rows x is at most half of that, and more programs hide the latency better.
 - **Words are `[B, A * 512]`**, not `[A, B * 512]`: warps are handed out along the last axis first, and 8 of them must land on different
   rows of W (A), not on different columns, or the weights cross shared memory.
 - **Split-K** writes partial sums, and the program that arrives last adds them in a fixed order: one launch, the same bits on every run.
+  It loads as many at once as 128 registers per thread hold; unasked, the compiler loads all of them first, and spills.
 
 ## The lint: reading `benchmarks/results/codegen.md`
 

@@ -9,30 +9,37 @@ from .._triton import RELEASE
 
 ARCH = 90  # whose figures these are
 COLUMNS = 4096  # K of the matmuls' rows: another K may take another tile, which has no budget
-# (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16, 32 or, with wgmma, 64 rows.
+# (scheme, dtype, M): instructions of the main loop per weight, at most. The tile of x has 8, 16 or, with wgmma, 32 or 64 rows.
 MATMUL_FRAG = {
-    ("int4.g128", "float16", 1): 1.7, ("int4.g128", "float16", 16): 1.9, ("int4.g128", "float16", 32): 2.6,
-    ("int4.g128", "bfloat16", 8): 1.7, ("int4.g128", "bfloat16", 9): 1.9, ("int4.g128", "bfloat16", 32): 2.6,
-    ("uint4.g128", "float16", 8): 1.85, ("uint4.g128", "bfloat16", 8): 1.85, ("uint4.g128", "float16", 16): 2.05,
-    ("uint4.g128.fz", "float16", 8): 1.85, ("uint4.g128.fz", "float16", 16): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.25,
-    ("uint3.g32.fz", "float16", 16): 4.15,
+    ("int4.g128", "float16", 1): 1.7, ("int4.g128", "float16", 16): 1.85, ("int4.g128", "float16", 32): 2.3,
+    ("int4.g128", "bfloat16", 8): 1.7, ("int4.g128", "bfloat16", 9): 1.85, ("int4.g128", "bfloat16", 32): 2.25,
+    ("uint4.g128", "float16", 8): 1.85, ("uint4.g128", "bfloat16", 8): 1.85, ("uint4.g128", "float16", 16): 1.95,
+    ("uint4.g128.fz", "float16", 8): 1.85, ("uint4.g128.fz", "float16", 16): 2.15, ("uint4.g128.fz", "bfloat16", 16): 2.15,
+    ("uint3.g32.fz", "float16", 16): 3.95,
     ("int4.g64", "float16", 8): 1.8, ("int4.g32", "float16", 8): 2.05, ("int4.channel", "float16", 8): 1.6,
     ("int4.g256", "bfloat16", 8): 1.65,
-    ("nf4.g64", "bfloat16", 8): 3.35, ("nf4.g64", "bfloat16", 16): 3.6, ("nf4.g64", "float16", 8): 3.35, ("nf4.g64", "bfloat16", 32): 4.15,
-    ("fp4_bnb.g64", "float16", 8): 3.35, ("mxfp4", "bfloat16", 8): 3.65, ("nvfp4", "bfloat16", 8): 4.15, ("nvfp4", "bfloat16", 32): 6.05,
-    ("int8.channel", "float16", 8): 1.5, ("int8.channel", "bfloat16", 16): 1.75, ("int8.channel", "bfloat16", 32): 2.45,
+    ("nf4.g64", "bfloat16", 8): 3.3, ("nf4.g64", "bfloat16", 16): 3.4, ("nf4.g64", "float16", 8): 3.3, ("nf4.g64", "bfloat16", 32): 4.0,
+    ("fp4_bnb.g64", "float16", 8): 3.3, ("mxfp4", "bfloat16", 8): 3.65, ("nvfp4", "bfloat16", 8): 4.15, ("nvfp4", "bfloat16", 32): 6.15,
+    ("int8.channel", "float16", 8): 1.5, ("int8.channel", "bfloat16", 16): 1.75, ("int8.channel", "bfloat16", 32): 2.15,
     ("uint8.channel", "float16", 8): 1.6, ("uint8.g128", "bfloat16", 8): 1.75,
     ("int8.g128", "float16", 8): 1.6, ("int8.g128", "bfloat16", 1): 1.6,
     ("fp8_e4m3.channel", "float16", 8): 1.0, ("fp8_e4m3.channel", "bfloat16", 8): 2.5, ("fp8_e5m2.channel", "float16", 8): 1.0,
-    ("mxfp8", "float16", 8): 1.6, ("mxfp8", "bfloat16", 8): 3.05,
-    ("int3.g128", "bfloat16", 8): 2.55, ("int3.g128", "float16", 16): 2.75, ("int3.g128", "float16", 32): 3.3,
-    ("int2.g128", "bfloat16", 8): 1.6, ("int2.g128", "float16", 16): 1.8, ("uint3.g128.fz", "float16", 32): 3.05,
+    ("mxfp8", "float16", 8): 1.6, ("mxfp8", "bfloat16", 8): 3.0,
+    ("int3.g128", "bfloat16", 8): 2.55, ("int3.g128", "float16", 16): 2.65, ("int3.g128", "float16", 32): 2.95,
+    ("int2.g128", "bfloat16", 8): 1.6, ("int2.g128", "float16", 16): 1.75, ("uint3.g128.fz", "float16", 32): 2.9,
     ("int4.g48", "float16", 8): 2.65,
-    # wgmma, once per 64 rows of x
-    ("int4.g128", "float16", 64): 3.3, ("int4.g128", "bfloat16", 64): 3.3, ("uint4.g128", "bfloat16", 64): 3.35,
-    ("uint4.g128.fz", "bfloat16", 64): 4.5, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.25,
+    # wgmma, once per 64 rows of x; with split-K and without
+    ("int4.g128", "float16", 64): 3.3, ("int4.g128", "bfloat16", 64): 3.3, ("uint4.g128", "bfloat16", 64): 3.45,
+    ("uint4.g128.fz", "bfloat16", 64): 4.5, ("nf4.g64", "bfloat16", 64): 5.25, ("nvfp4", "bfloat16", 64): 9.35,
     ("mxfp4", "bfloat16", 64): 6.5,
-    ("int8.channel", "bfloat16", 64): 2.9, ("int3.g128", "float16", 64): 3.6, ("int4.g32", "float16", 64): 5.15,
+    ("int8.channel", "bfloat16", 64): 3.1, ("int3.g128", "float16", 64): 3.65, ("int4.g32", "float16", 64): 5.15,
+}  # fmt: skip
+# Where N is too small for tiles of 128 rows of W on every multiprocessor, those of 64.
+MATMUL_FRAG_FEW = {
+    ("int4.g128", "float16", 16): 1.95, ("int4.g128", "bfloat16", 9): 1.95, ("uint4.g128", "float16", 16): 2.05,
+    ("uint4.g128.fz", "float16", 16): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.25, ("uint3.g32.fz", "float16", 16): 4.15,
+    ("nf4.g64", "bfloat16", 16): 3.6, ("int8.channel", "bfloat16", 16): 1.75, ("int3.g128", "float16", 16): 2.75,
+    ("int2.g128", "float16", 16): 1.8,
 }  # fmt: skip
 # Of those, the ones that the integer pipe takes (pipes.py), which keep it busy for two cycles of a warp each: it has half the lanes of a
 # slot of issue, and code books are bound by it. What is not in this table is bound by something else.

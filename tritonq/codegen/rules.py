@@ -77,9 +77,13 @@ def _loop_budget(row: Row, table: dict, tile_of: Callable[[int], dict]) -> float
 def _frag_budget(row: Row) -> float | None:
     from ..kernels.frag_launch import config
 
+    def tile(m: int, multiprocessors: int) -> dict:
+        return config(m, row.n, budgets.COLUMNS, row.desc.scheme, multiprocessors, budgets.ARCH)
+
     more = row.constants["GATED"] * budgets.of_release(budgets.MATMUL_FRAG_GATED) + row.gathers * budgets.MATMUL_FRAG_GATHERING
-    table = {key: round(value + more, 2) for key, value in budgets.MATMUL_FRAG.items()}
-    return _loop_budget(row, table, lambda m: config(m, row.n, budgets.COLUMNS, row.desc.scheme, 1, budgets.ARCH))
+    tables = [{key: round(value + more, 2) for key, value in table.items()} for table in (budgets.MATMUL_FRAG, budgets.MATMUL_FRAG_FEW)]
+    enough = _loop_budget(row, tables[0], lambda m: tile(m, 1))
+    return _loop_budget(row, tables[1], lambda m: tile(m, row.n)) if enough is None else enough
 
 
 def _frag_matrix(row: Row) -> str:

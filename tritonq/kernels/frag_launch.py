@@ -16,58 +16,71 @@ from .constants import kernel_name
 from .fragment_asm import BOOK_FACTORS, unpacker, zero_point_asm
 from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
-from .split_k import MOST_SPLIT_TILES
+from .split_k import MOST_SPLIT_TILES, sums_at_once
 
 GATED_ROWS = 32  # of the gate, and as many of up, in a program with a gated activation
+SPLITS = (1, 2, 4, 8, 16)  # that a heuristic asks for
 
 
 def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: int | None, *, gated: bool = False) -> dict[str, int]:
     """Tile, warps, stages and split for a product ``[m, k] x [n, k]`` on a device with that many multiprocessors.
 
-    Up to 32 rows two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor.
+    Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor. From 9 rows on they take
+    128 rows of W, where that leaves enough programs: x crosses from L2 half as often, and a register of x serves twice as many weights.
     """
-    if arch == 90 and m > 32:
-        return _wgmma_config(m, n, k, scheme, multiprocessors, gated)
-    wide = frag.wide(scheme, (n, k))
     spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
+    if arch == 90 and m > (32 if spills else 16):
+        return _wgmma_config(m, n, k, scheme, multiprocessors, gated)
+    wide, book, bits = frag.wide(scheme, (n, k)), frag_codes.is_book(scheme.format), scheme.format.bits
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
-    narrow = block_m < 32 and not frag_codes.is_book(scheme.format)  # leaves registers for 256 columns at once
+    # In flight at once, to hide the latency of memory; a code book with 8 rows is bound by instructions, of which none may have more.
+    programs = multiprocessors * (4 if block_m > 8 else 8 if book else 6)
+    chosen = {"BLOCK_M": block_m, "STAGES": 3, "num_warps": 2}
+    if not gated and (block_m == 16 or block_m == 32 and _holds_32_by_128(scheme, k)):
+        block_k = max(128, frag_codes.k_multiple(scheme.format))
+        tiles = triton.cdiv(n, 128) * triton.cdiv(m, block_m)
+        split = next((split for split in SPLITS if tiles * split >= 2.5 * multiprocessors), None)
+        if split is not None and wide // block_k >= 4 * split:
+            return {**chosen, "BLOCK_N": 128, "BLOCK_K": block_k, "SPLIT_K": split}
+    narrow = block_m < 32 and not book  # leaves registers for 256 columns at once
     # 16 dots of 256 8-bit columns: as many instructions, 32 spilled bytes, and a compiler at work for ten seconds.
-    short = scheme.format.bits == 8 and group_constant(scheme, k) % 32 > 0
+    short = bits == 8 and group_constant(scheme, k) % 32 > 0
     block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and narrow and not short else 128
-    steps, tiles = wide // block_k, triton.cdiv(n, 64) * triton.cdiv(m, block_m)
-    programs = multiprocessors * (6 if block_m == 8 else 4)  # in flight at once, to hide the latency of memory
-    split = _split(tiles, steps, programs, 8 if block_m == 8 else 4)
-    chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
+    split = _split(triton.cdiv(n, 64) * triton.cdiv(m, block_m), wide // block_k, programs)
+    chosen = {**chosen, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split}
     # Unasked, ptxas stops at 80 registers with 8 rows, which some of these loops pass by a few bytes on some architecture (of 128 they take
-    # 75 to 120), and with 16 rows at 96, and spills: 160 cost no program of a multiprocessor where shared memory admits six of them.
-    if block_m == 8 and narrow and (scheme.float_zero or scheme.format.bits < 8):
-        return {**chosen, "maxnreg": 128}
-    if block_m == 16 and not scheme.float_zero and (narrow or 0 < group_constant(scheme, k) <= 32):
-        return {**chosen, "maxnreg": 160}
-    return chosen
+    # 75 to 120).
+    return {**chosen, "maxnreg": 128} if block_m == 8 and narrow and (scheme.float_zero or bits < 8) else chosen
+
+
+def _holds_32_by_128(scheme: Scheme, k: int) -> bool:
+    """Whether two warps hold the sums of 128 rows of W and 32 of x without spilling."""
+    bits, group = scheme.format.bits, group_constant(scheme, k)
+    return not scheme.float_zero and not frag_codes.is_book(scheme.format) and (bits == 8 or bits != 3 and (group & -group) % 128 == 0)
 
 
 def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int]:
-    """More than 32 rows on Hopper: W, still in registers, multiplies 64 rows of x at a time.
+    """More than 16 rows on Hopper: W, still in registers, multiplies 32 or 64 rows of x at a time.
 
-    A weight is unpacked once per 64 rows instead of 32, x crosses from L2 once per 128 rows of W instead of 64. Two programs of 8 warps
-    per multiprocessor unpack and multiply in turns, which takes at most 128 registers: groups of 32 columns need more, and 4 warps.
+    x crosses from L2 once per 128 rows of W. With 64 rows of x two programs of 8 warps per multiprocessor unpack and multiply in turns,
+    which takes at most 128 registers: groups of 32 columns need more, and 4 warps.
     """
-    wide, group = frag.wide(scheme, (n, k)), group_constant(scheme, k)
-    small = gated or 0 < group <= 32
-    block_n, block_k = 64 if small else 128, max(128, frag_codes.k_multiple(scheme.format))
-    steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, 64)
-    split = _split(tiles, steps, multiprocessors * (2 if small else 1), 8)
-    chosen = {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 4 if small else 8}
-    crowded = not small and split == 1 and block_k == 128 and (scheme.float_zero or scheme.format.bits in (2, 8))
+    wide, group, bits = frag.wide(scheme, (n, k)), group_constant(scheme, k), scheme.format.bits
+    block_m = 32 if m <= 32 else 64
+    few = gated or block_m == 64 and 0 < group <= 32
+    block_n, block_k = 64 if few else 128, max(128, frag_codes.k_multiple(scheme.format))
+    warps = 8 if block_m == 64 and not few else 4
+    steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, block_m)
+    split = _split(tiles, steps, multiprocessors * (8 // warps))
+    chosen = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": warps}
+    crowded = warps == 8 and split == 1 and block_k == 128 and (scheme.float_zero or bits in (2, 8))
     return {**chosen, "maxnreg": 128} if crowded else chosen
 
 
-def _split(tiles: int, steps: int, programs: int, most: int) -> int:
+def _split(tiles: int, steps: int, programs: int) -> int:
     """Programs along K: as long as twice as many still run side by side and have four steps each."""
     split = 1
-    while split < most and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
+    while split < SPLITS[-1] and tiles * split * 2 <= programs and steps >= 8 * split and tiles <= MOST_SPLIT_TILES:
         split *= 2
     return split
 
@@ -131,7 +144,8 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
             "w_row": q.packed.shape[1], "scale_row": scale.shape[1], "zero_row": None if q.zero_point is None else q.zero_point.shape[1],
             "marks": scale.shape[0] - 1 if frag.marks_rows(q.scheme.format) else None,
             "blocks": q.packed.shape[0], "tiles_m": tiles_m, "steps": steps, "per_split": -(-steps // config["SPLIT_K"]),
-            "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, "EVEN_K": k == steps * config["BLOCK_K"],
+            "AT_ONCE": sums_at_once(config), "ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED,
+            "EVEN_K": k == steps * config["BLOCK_K"],
             "FENCE": config["num_warps"] % 4 == 0 and LACKS_PROXY_FENCE and (arch is None or arch >= 90),
             **_constants(q, x.dtype, config, arch), **config,
         },

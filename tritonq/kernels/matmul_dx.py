@@ -53,7 +53,7 @@ def matmul_dx_tiles(
             acc = tl.dot(dy, w.to(DOT), acc, input_precision="ieee")
         tile_n += BLOCK_N
     finish_split(tl.trans(acc), m, k, M, K, split, None, None, out_ptr, partial_ptr, counter_ptr, 0, 0, 0, partial_size,
-                 None, False, 1.0, SPLIT_K)  # fmt: skip
+                 None, False, 1.0, SPLIT_K, SPLIT_K)  # fmt: skip
 
 
 _DOT = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}

@@ -128,6 +128,13 @@ def zero_points(at, column, row, A: tl.constexpr, B: tl.constexpr, COLUMNS: tl.c
 
 
 @jit
+def for_all_rows(at, A: tl.constexpr, B: tl.constexpr):
+    """``[8]`` equal numbers to ``[B, A * 512]``, every word of those."""
+    rows = tl.broadcast_to(tl.load(at).reshape(1, 8, 1), (A * 4, 8, 1)).reshape(A * 32, 1)
+    return spread(rows, A, B, 1)
+
+
+@jit
 def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, B: tl.constexpr, GATED: tl.constexpr):
     """``[B, A * 512]``: where a step's words lie. GATED: those of half a tile of the gate and half a tile of up, as though of one tile."""
     i = tl.arange(0, A * 512)
@@ -151,6 +158,7 @@ def matmul_frag(
     GROUP: tl.constexpr, DOT: tl.constexpr, SCALE: tl.constexpr, FLOAT_ZERO: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of N times tiles of M, SPLIT_K); neighbours share a tile of W.
 
@@ -193,13 +201,11 @@ def matmul_frag(
     if table_ptr is not None:
         # Loaded, each pair of rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform registers, and
         # copies back into an ordinary one for every weight.
-        at = table_ptr + tl.arange(0, BLOCK_N // 2)[:, None]
+        at = table_ptr + tl.arange(0, 8)
         table = (
-            spread(tl.load(at), A, B, 1), spread(tl.load(at + 64), A, B, 1),
-            spread(tl.load(at + 128), A, B, 1), spread(tl.load(at + 192), A, B, 1),
-            spread(tl.load(at + 256), A, B, 1), spread(tl.load(at + 320), A, B, 1),
-            spread(tl.load(at + 384), A, B, 1), spread(tl.load(at + 448), A, B, 1),
-            spread(tl.load(at + 512), A, B, 1), spread(tl.load(at + 576), A, B, 1),
+            for_all_rows(at, A, B), for_all_rows(at + 64, A, B), for_all_rows(at + 128, A, B), for_all_rows(at + 192, A, B),
+            for_all_rows(at + 256, A, B), for_all_rows(at + 320, A, B), for_all_rows(at + 384, A, B), for_all_rows(at + 448, A, B),
+            for_all_rows(at + 512, A, B), for_all_rows(at + 576, A, B),
         )  # fmt: skip
     if GROUP == 0:
         scale = row_values(tl.load(scale_at), A, SCALE)
@@ -253,4 +259,4 @@ def matmul_frag(
     if marks is not None:
         acc += row_values(tl.load(marks_at + marks * scale_row), A, SCALE)[:, None]
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
-                 partial_size, ACTIVATION, GATED, FACTOR, SPLIT_K)  # fmt: skip
+                 partial_size, ACTIVATION, GATED, FACTOR, SPLIT_K, AT_ONCE)  # fmt: skip

@@ -117,4 +117,4 @@ def matmul_ksplit(
         w_at += BLOCK_K * BITS // 16
         x_at += BLOCK_K * step_x
     finish_split(acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step,
-                 partial_size, ACTIVATION, False, 1.0, SPLIT_K)  # fmt: skip
+                 partial_size, ACTIVATION, False, 1.0, SPLIT_K, SPLIT_K)  # fmt: skip

@@ -48,15 +48,18 @@ def finish(
 @jit
 def finish_split(
     acc, m, n, M, N, split, bias_ptr, residual_ptr, out_ptr, partial_ptr, counter_ptr, residual_row, residual_col, bias_step, partial_size,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, FACTOR: tl.constexpr, SPLIT_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, FACTOR: tl.constexpr, SPLIT_K: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """``finish`` of the sum over the programs (program_id(0), 0 .. SPLIT_K - 1), of which this is ``split``."""
+    """``finish`` of the sum over the programs (program_id(0), 0 .. SPLIT_K - 1), of which this is ``split``.
+
+    AT_ONCE: partial sums that the last one loads before it waits for them; divides SPLIT_K where it is less.
+    """
     if SPLIT_K == 1:
         finish(acc, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
                ACTIVATION, GATED, FACTOR)  # fmt: skip
     else:
         mask = (m < M)[None, :] & (n < N)[:, None]
-        if acc.shape[1] >= 64:  # 64-bit offsets of so many sums would spill; MOST_SPLIT_TILES tiles are below 2**31 numbers
+        if acc.shape[0] * acc.shape[1] >= 2048:  # 64-bit offsets of so many sums would spill, and fewer than 2**31 are split
             at = partial_ptr + (m.to(tl.int32)[None, :] * N + n.to(tl.int32)[:, None])
         else:
             at = partial_ptr + m[None, :] * N + n[:, None]
@@ -65,12 +68,23 @@ def finish_split(
         counter = counter_ptr + tl.program_id(0)
         arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLIT_K - 1:  # the last one adds, in a fixed order
+            tl.atomic_xchg(counter, 0, sem="relaxed")  # for the next launch, which starts after this one
             total = tl.zeros(acc.shape, tl.float32)
-            for i in tl.static_range(SPLIT_K):
-                total += tl.load(at + i * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
+            if AT_ONCE < SPLIT_K:  # a loop whose end the compiler does not know, or it would load all of them first, and spill
+                for first in tl.range(0, tl.num_programs(1), AT_ONCE):
+                    for i in tl.static_range(AT_ONCE):
+                        total += tl.load(at + (first + i) * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
+            else:
+                for i in tl.static_range(SPLIT_K):
+                    total += tl.load(at + i * partial_size, mask=mask, other=0.0, cache_modifier=".cg")
             finish(total, m, n, M, N, bias_ptr, residual_ptr, out_ptr, residual_row, residual_col, bias_step,
                    ACTIVATION, GATED, FACTOR)  # fmt: skip
-            tl.atomic_xchg(counter, 0)  # ready for the next launch
+
+
+def sums_at_once(config: dict[str, int]) -> int:
+    """AT_ONCE of :func:`finish_split` for a tile ``[BLOCK_N, BLOCK_M]``: 8 at most, and those that 128 registers of a thread hold."""
+    few = min(8, max(1, 128 * 32 * config["num_warps"] // (config["BLOCK_N"] * config["BLOCK_M"])))
+    return few if config["SPLIT_K"] % few == 0 else config["SPLIT_K"]
 
 
 def workspace_size(m: int, n: int, config: dict[str, int]) -> int:
