@@ -107,10 +107,10 @@ def group_constant(scheme: Scheme, k: int) -> int:
 
 @cache
 def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """The byte planes of a code book and the factors of their asm on the device, each word 64 times; None for other codes."""
+    """The byte planes of a code book and the factors of their asm on the device, each word 8 times; None for other codes."""
     if not frag_codes.is_book(fmt):
         return None
-    return torch.tensor((*byte_planes(fmt, dtype).words, *BOOK_FACTORS), dtype=torch.int32).repeat_interleave(64).to(device)
+    return torch.tensor((*byte_planes(fmt, dtype).words, *BOOK_FACTORS), dtype=torch.int32).repeat_interleave(8).to(device)
 
 
 def _constants(q: QTensor, dtype: torch.dtype, config: dict[str, int], arch: int | None) -> dict:

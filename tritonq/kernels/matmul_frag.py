@@ -199,13 +199,13 @@ def matmul_frag(
     zero_at = scale_at if zero_ptr is None else zero_ptr + (rows if FLOAT_ZERO == "rows" else pairs)
     GROUPS: tl.constexpr = BLOCK_K // GROUP if GROUP > 0 and BLOCK_K % GROUP == 0 else 0  # of a step, where it has whole ones
     if table_ptr is not None:
-        # Loaded, each pair of rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform registers, and
-        # copies back into an ordinary one for every weight.
+        # Loaded, each of eight neighbouring rows from an address of its own: what looks the same in all threads, ptxas keeps in uniform
+        # registers, and copies back into an ordinary one for every weight.
         at = table_ptr + tl.arange(0, 8)
         table = (
-            for_all_rows(at, A, B), for_all_rows(at + 64, A, B), for_all_rows(at + 128, A, B), for_all_rows(at + 192, A, B),
-            for_all_rows(at + 256, A, B), for_all_rows(at + 320, A, B), for_all_rows(at + 384, A, B), for_all_rows(at + 448, A, B),
-            for_all_rows(at + 512, A, B), for_all_rows(at + 576, A, B),
+            for_all_rows(at, A, B), for_all_rows(at + 8, A, B), for_all_rows(at + 16, A, B), for_all_rows(at + 24, A, B),
+            for_all_rows(at + 32, A, B), for_all_rows(at + 40, A, B), for_all_rows(at + 48, A, B), for_all_rows(at + 56, A, B),
+            for_all_rows(at + 64, A, B), for_all_rows(at + 72, A, B),
         )  # fmt: skip
     if GROUP == 0:
         scale = row_values(tl.load(scale_at), A, SCALE)
