@@ -285,19 +285,22 @@ def test_epilogue_strided_operands_and_leading_dimensions(activation, split, sim
 SWIGLU = [("uint4.g64", 90, 3, 128), ("int4.g32", 90, 20, 96), ("nf4.dq", 90, 8, 64), ("uint4.g128.fz", 90, 33, 32),
           ("uint3.g64", 90, 5, 96), ("fp8_e4m3.channel", 90, 2, 160), ("nvfp4", 90, 1, 64), ("int8.tensor", 80, 9, 96),
           ("nf4.g64", 80, 17, 64), ("nf4.g64", 90, 70, 96)]  # fmt: skip
+SWIGLU_TALL = [("nf4.g64", 90, 16, 128), ("uint4.g64.fz", 90, 12, 64), ("int3.g128", 90, 30, 64), ("int4.g128", 80, 32, 128),
+               ("mxfp4", 90, 25, 192), ("nf4.g64", 90, 40, 64), ("uint4.g128", 90, 65, 128)]  # fmt: skip
 
 
 @pytest.mark.parametrize("split", [1, 3])
-@pytest.mark.parametrize("scheme, simulator, m, features", SWIGLU, indirect=["simulator"])
+@pytest.mark.parametrize("scheme, simulator, m, features", SWIGLU + SWIGLU_TALL, indirect=["simulator"])
 def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
-    """Every row of W differs from the others, so that a partner from another row shows; tiles of 64 rows that hold gate and up."""
+    """Every row of W differs from the others, so that a partner from another row shows; tiles of 64 or 128 rows that hold gate and up."""
     dtype = DTYPES[features // 32 % 2]
     row = weight(scheme, 2 * features, 600, dtype)
     q, x = fence(row.relayout("frag")), fenced(torch.randn(m, 600).to(dtype))
     bias, residual = fenced(torch.randn(4 * features))[::2], fenced(torch.randn(features, m).to(dtype)).T
     plan = tritonq.select(MatmulDesc.of(x, q, bias, "swiglu", residual))
     assert plan.kernel.name == "matmul_frag"
-    config = kernels.config(m, 2 * features, 600, row.scheme, 132, simulator.arch, gated=True)
+    config = kernels.config(m, 2 * features, 600, row.scheme, 0, simulator.arch, gated=True)
+    assert config["BLOCK_N"] == (128 if (scheme, simulator.arch, m, features) in SWIGLU_TALL else 64)
     plan = dataclasses.replace(plan, config=config | {"SPLIT_K": split})
     simulator.order = lambda count: range(count)[::-1]
     got = plan.run(x, q, bias=bias, residual=residual)

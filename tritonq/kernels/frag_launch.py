@@ -18,7 +18,7 @@ from .matmul import ACTIVATIONS, GATED
 from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES, sums_at_once
 
-GATED_ROWS = 32  # of the gate, and as many of up, in a program with a gated activation
+GATED_ROWS = 32  # of the gate, and as many of up, that a program with a gated activation takes at least
 SPLITS = (1, 2, 4, 8, 16)  # that a heuristic asks for
 
 
@@ -36,7 +36,7 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: i
     # In flight at once, to hide the latency of memory; a code book with 8 rows is bound by instructions, of which none may have more.
     programs = multiprocessors * (4 if block_m > 8 else 8 if book else 6)
     chosen = {"BLOCK_M": block_m, "STAGES": 3, "num_warps": 2}
-    if not gated and (block_m == 16 or block_m == 32 and _holds_32_by_128(scheme, k)):
+    if (not gated or n % 128 == 0) and (block_m == 16 or block_m == 32 and _holds_32_by_128(scheme, k)):
         block_k = max(128, frag_codes.k_multiple(scheme.format))
         tiles = triton.cdiv(n, 128) * triton.cdiv(m, block_m)
         split = next((split for split in SPLITS if tiles * split >= 2.5 * multiprocessors), None)
@@ -67,7 +67,7 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     """
     wide, group, bits = frag.wide(scheme, (n, k)), group_constant(scheme, k), scheme.format.bits
     block_m = 32 if m <= 32 else 64
-    few = gated or block_m == 64 and 0 < group <= 32
+    few = gated and n % 128 > 0 or block_m == 64 and 0 < group <= 32
     block_n, block_k = 64 if few else 128, max(128, frag_codes.k_multiple(scheme.format))
     warps = 8 if block_m == 64 and not few else 4
     steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, block_m)

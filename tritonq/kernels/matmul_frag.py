@@ -136,13 +136,14 @@ def for_all_rows(at, A: tl.constexpr, B: tl.constexpr):
 
 @jit
 def tile_words(tile_n, N, blocks, w_row, A: tl.constexpr, B: tl.constexpr, GATED: tl.constexpr):
-    """``[B, A * 512]``: where a step's words lie. GATED: those of half a tile of the gate and half a tile of up, as though of one tile."""
+    """``[B, A * 512]``: where a step's words lie. GATED: those of A * 32 rows of the gate, then of up, as though of neighbouring rows."""
     i = tl.arange(0, A * 512)
     if GATED:
-        gate = (tile_n // 2).to(tl.int64) * w_row + tile_n % 2 * 256
-        part = tile_n + N // 64  # of 32 rows
-        up = (part // 2).to(tl.int64) * w_row + part % 2 * 256
-        at = gate + i // 256 * (up - gate - 256) + i
+        first = tile_n * (A * 32)  # row of the gate, and of up; 64 rows have 512 words
+        second = first + N // 2
+        gate = (first // 64).to(tl.int64) * w_row + first % 64 * 8
+        up = (second // 64).to(tl.int64) * w_row + second % 64 * 8
+        at = gate + i // (A * 256) * (up - gate - A * 256) + i
     else:
         tiles = tl.minimum(tile_n * A + i // 512, blocks - 1)  # beyond the end, the last one again: never stored
         at = tiles.to(tl.int64) * w_row + i % 512
@@ -167,7 +168,7 @@ def matmul_frag(
     factor_ptr: a float32 for the whole matrix. marks: the row of the scales that is NaN for rows of W that hold a NaN, else 0; or None.
     BITS of a code; 3 lie in a plane of 2 and a plane of 1. ASM, CONSTRAINTS, FACTOR: fragment_asm.Unpacker. ZERO_ASM: for integer zero
     points, else None. GROUP 0: one group per row. DOT: columns of one dot, all of one group. SCALE: "rows" for float32, else the 16-bit
-    type of pairs. FLOAT_ZERO: None, or as SCALE. GATED: BLOCK_N is 64, 32 rows of the gate and the 32 of up that go with them.
+    type of pairs. FLOAT_ZERO: None, or as SCALE. GATED: half of BLOCK_N are rows of the gate, and half those of up that go with them.
     """
     tile_n = tl.program_id(0) // tiles_m
     tile_m = tl.program_id(0) % tiles_m
@@ -180,9 +181,10 @@ def matmul_frag(
     first_step = split * per_split
     last_step = tl.minimum(first_step + per_split, steps)
     if GATED:
-        part = tile_n + tl.arange(0, 2) * (N // 64)
-        rows = (part[:, None] * 32 + tl.arange(0, 32)[None, :]).reshape(BLOCK_N)
-        pairs = (part[:, None] * 16 + tl.arange(0, 16)[None, :]).reshape(BLOCK_N // 2)
+        HALF: tl.constexpr = BLOCK_N // 2
+        part = tile_n * HALF + tl.arange(0, 2) * (N // 2)
+        rows = (part[:, None] + tl.arange(0, HALF)[None, :]).reshape(BLOCK_N)
+        pairs = (part[:, None] // 2 + tl.arange(0, HALF // 2)[None, :]).reshape(HALF)
         n = rows.to(tl.int64)
     else:
         rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)

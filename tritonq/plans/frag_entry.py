@@ -62,8 +62,8 @@ def config_ok(desc: MatmulDesc, config: Config) -> Status:
     step, wide = frag_codes.k_multiple(desc.scheme.format), frag.wide(desc.scheme, (desc.n, desc.k))
     if config["BLOCK_K"] % step or wide % config["BLOCK_K"]:
         return Status(f"BLOCK_K={config['BLOCK_K']} must be a multiple of {step} that divides the {wide} columns of the layout")
-    if desc.activation in GATED and config["BLOCK_N"] != 2 * kernels.GATED_ROWS:
-        return Status(f"BLOCK_N must be {2 * kernels.GATED_ROWS} with {desc.activation}, got {config['BLOCK_N']}")
+    if desc.activation in GATED and desc.n % config["BLOCK_N"]:
+        return Status(f"BLOCK_N={config['BLOCK_N']} must divide the {desc.n} rows of gate and up with {desc.activation}")
     return splits_ok(desc, config, wide // config["BLOCK_K"])
 
 
