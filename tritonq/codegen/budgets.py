@@ -34,12 +34,12 @@ MATMUL_FRAG = {
     ("mxfp4", "bfloat16", 64): 6.5,
     ("int8.channel", "bfloat16", 64): 3.1, ("int3.g128", "float16", 64): 3.65, ("int4.g32", "float16", 64): 5.15,
 }  # fmt: skip
-# Where N is too small for tiles of 128 rows of W on every multiprocessor, those of 64.
+# Where N is too small for tiles of 128 rows of W on every multiprocessor, or registers are too few, those of 64.
 MATMUL_FRAG_FEW = {
     ("int4.g128", "float16", 16): 1.95, ("int4.g128", "bfloat16", 9): 1.95, ("uint4.g128", "float16", 16): 2.05,
     ("uint4.g128.fz", "float16", 16): 2.2, ("uint4.g128.fz", "bfloat16", 16): 2.25, ("uint3.g32.fz", "float16", 16): 4.15,
     ("nf4.g64", "bfloat16", 16): 3.6, ("int8.channel", "bfloat16", 16): 1.75, ("int3.g128", "float16", 16): 2.75,
-    ("int2.g128", "float16", 16): 1.8,
+    ("int2.g128", "float16", 16): 1.8, ("uint4.g128.fz", "bfloat16", 32): 3.25,
 }  # fmt: skip
 # Of those, the ones that the integer pipe takes (pipes.py), which keep it busy for two cycles of a warp each: it has half the lanes of a
 # slot of issue, and code books are bound by it. What is not in this table is bound by something else.

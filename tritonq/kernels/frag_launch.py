@@ -29,7 +29,7 @@ def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: i
     128 rows of W, where that leaves enough programs: x crosses from L2 half as often, and a register of x serves twice as many weights.
     """
     spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
-    if arch == 90 and m > (32 if spills else 16):
+    if arch == 90 and m > (32 if scheme.float_zero else 16):  # ptxas serialises wgmma with two sums of 32 rows
         return _wgmma_config(m, n, k, scheme, multiprocessors, gated)
     wide, book, bits = frag.wide(scheme, (n, k)), frag_codes.is_book(scheme.format), scheme.format.bits
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
@@ -63,11 +63,11 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     """More than 16 rows on Hopper: W, still in registers, multiplies 32 or 64 rows of x at a time.
 
     x crosses from L2 once per 128 rows of W. With 64 rows of x two programs of 8 warps per multiprocessor unpack and multiply in turns,
-    which takes at most 128 registers: groups of 32 columns need more, and 4 warps.
+    which takes at most 128 registers: groups of 32 columns need more, of 64 with float zero points, and 4 warps.
     """
     wide, group, bits = frag.wide(scheme, (n, k)), group_constant(scheme, k), scheme.format.bits
     block_m = 32 if m <= 32 else 64
-    few = gated and n % 128 > 0 or block_m == 64 and 0 < group <= 32
+    few = gated and (n % 128 > 0 or scheme.float_zero) or block_m == 64 and 0 < group <= (64 if scheme.float_zero else 32)
     block_n, block_k = 64 if few else 128, max(128, frag_codes.k_multiple(scheme.format))
     warps = 8 if block_m == 64 and not few else 4
     steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, block_m)
