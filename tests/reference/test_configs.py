@@ -200,11 +200,11 @@ def test_another_number_of_multiprocessors_and_another_triton(folders, monkeypat
 
 
 def test_a_config_that_breaks_a_rule_is_passed_over(folders):
-    """BLOCK_N=128 cannot pair gate and up; a split needs a step each."""
+    """BLOCK_N=128 cannot pair gate and up of 2080 rows each; a split needs a step each."""
     own, _ = folders
-    put(own, dataclasses.replace(ENTRY, config=ENTRY.config | {"BLOCK_N": 128}))
-    assert tritonq.select(problem()).config["BLOCK_N"] == 128
-    assert tritonq.select(problem(activation="swiglu")).config["BLOCK_N"] == 64
+    put(own, dataclasses.replace(ENTRY, n=4160, config=ENTRY.config | {"BLOCK_N": 128}))
+    assert tritonq.select(problem(n=4160)).config["BLOCK_N"] == 128
+    assert tritonq.select(problem(n=4160, activation="swiglu")).config["BLOCK_N"] == 64
     put(own, entry(16, n=64, k=256))
     assert chosen(problem(n=64, k=256))[1] == 1
 
