@@ -17,6 +17,7 @@ OTHERS = ("int4.g32", "int4.g64", "int4.channel", "uint4.g128.fz", "fp4_bnb.g64"
          "fp8_e5m2", "mxfp8", "int3", "int2", "uint2")  # fmt: skip
 PORTABLE = ("uint4.g128.fz", "fp4_bnb.g64", "nvfp4", "uint8", "fp8_e4m3", "int3", "int8.tensor", "int4.b32x32")
 WRITTEN = ("int4.channel", "uint4.g128.fz", "fp4_bnb.g64", "fp4_e2m1", "int8.g128", "uint8.g128", "fp8_e4m3", "mxfp8", "int2.g128")
+FLOAT_ZEROS = ("uint4.g128.fz", "uint4.g64.fz")  # where mma.sync, wgmma and the number of warps change
 SPLIT = (4096, 14336)  # few tiles: split-K
 WHOLE = (28672, 8192)  # many tiles: one program does a whole row of them
 RAGGED = (4100, 4176)  # no multiple of a tile; rows of x start at multiples of 16 bytes
@@ -96,6 +97,7 @@ def cases(archs: Collection[str] | None = None, schemes: Collection[str] | None 
         *fused("frag", [90], OTHERS, ["bfloat16"], SPLIT, (1, 16, 64)),
         *fused("frag", [90], MAIN, DTYPES, WHOLE, (16, 32, 256)),
         *fused("frag", [90], OTHERS, ["bfloat16"], WHOLE, (16,)),
+        *fused("frag", [90], FLOAT_ZEROS, ["bfloat16"], WHOLE, (32, 64)),
         *fused("frag", [90], MAIN, DTYPES, RAGGED, (16, 70)),
         *fused("frag", [80, 89, 120], MAIN, ["bfloat16"], SPLIT, (16,)),
         *fused("frag", [80, 89, 120], MAIN, ["bfloat16"], WHOLE, (16, 32)),

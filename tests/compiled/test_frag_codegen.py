@@ -32,7 +32,7 @@ def compiled(scheme: str, dtype: torch.dtype, m: int, arch: int = 90, *, multipr
 
 
 @pytest.mark.parametrize("table, scheme, dtype, m", [(table, *row) for table in (MATMUL_FRAG, MATMUL_FRAG_FEW) for row in table],
-                         ids=lambda v: "few" * (v is MATMUL_FRAG_FEW) if isinstance(v, dict) else str(v))  # fmt: skip
+                         ids=lambda v: ("few" if v is MATMUL_FRAG_FEW else "many") if isinstance(v, dict) else str(v))  # fmt: skip
 def test_the_main_loop(table, scheme, dtype, m):
     few = table is MATMUL_FRAG_FEW
     wgmma = kernels.config(m, N, K, Scheme.parse(scheme), 1, 90)["num_warps"] > 2  # with split-K, which its many sums make the harder

@@ -135,8 +135,8 @@ FRAG_TABLE
 
 `y^T = W x^T`: W is the left operand, which `mma.sync` and `wgmma` take from registers, x the right one. A program takes 64 rows of W,
 8 rows of x and a share of K, with two warps; a decode of one row still runs on the tensor core, whose narrowest tile has 8 columns.
-From 9 rows of x on it takes 128 rows of W, where those are enough for 2.5 programs on every multiprocessor. From 17 rows of x on (33 with float
-zero points) Hopper multiplies with `wgmma`, 4 warps per program, from 33 on 8; the code is the same. One step of K:
+From 9 rows of x on it takes 128 rows of W, where those are enough for 2.5 programs on every multiprocessor. From 17 rows of x on (33
+with float zero points) Hopper multiplies with `wgmma`, 4 warps per program, from 33 on 8; the code is the same. One step of K:
 
 ```
  packed codes                                              x [BLOCK_K, BLOCK_M]

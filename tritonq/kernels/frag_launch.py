@@ -19,44 +19,54 @@ from .matmul_frag import matmul_frag
 from .split_k import MOST_SPLIT_TILES, sums_at_once
 
 GATED_ROWS = 32  # of the gate, and as many of up, that a program with a gated activation takes at least
-SPLITS = (1, 2, 4, 8, 16)  # that a heuristic asks for
+SPLITS = (1, 2, 4, 8, 16)  # that the heuristics choose from
 
 
 def config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, arch: int | None, *, gated: bool = False) -> dict[str, int]:
-    """Tile, warps, stages and split for a product ``[m, k] x [n, k]`` on a device with that many multiprocessors.
-
-    Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor. From 9 rows on they take
-    128 rows of W, where that leaves enough programs: x crosses from L2 half as often, and a register of x serves twice as many weights.
-    """
-    spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
+    """Tile, warps, stages and split for a product ``[m, k] x [n, k]`` on a device with that many multiprocessors."""
     if arch == 90 and m > (32 if scheme.float_zero else 16):  # ptxas serialises wgmma with two sums of 32 rows
         return _wgmma_config(m, n, k, scheme, multiprocessors, gated)
-    wide, book, bits = frag.wide(scheme, (n, k)), frag_codes.is_book(scheme.format), scheme.format.bits
+    # Two warps per program make mma.sync everywhere: the shortest loop and the most programs per multiprocessor.
+    spills = scheme.float_zero and scheme.format.bits == 3  # with 32 rows of x: two sums, and 256 columns at once
     block_m = 8 if m <= 8 else 16 if m <= 16 or spills else 32
-    # In flight at once, to hide the latency of memory; a code book with 8 rows is bound by instructions, of which none may have more.
-    programs = multiprocessors * (4 if block_m > 8 else 8 if book else 6)
-    chosen = {"BLOCK_M": block_m, "STAGES": 3, "num_warps": 2}
-    if (not gated or n % 128 == 0) and (block_m == 16 or block_m == 32 and _holds_32_by_128(scheme, k)):
-        block_k = max(128, frag_codes.k_multiple(scheme.format))
-        tiles = triton.cdiv(n, 128) * triton.cdiv(m, block_m)
-        split = next((split for split in SPLITS if tiles * split >= 2.5 * multiprocessors), None)
-        if split is not None and wide // block_k >= 4 * split:
-            return {**chosen, "BLOCK_N": 128, "BLOCK_K": block_k, "SPLIT_K": split}
-    narrow = block_m < 32 and not book  # leaves registers for 256 columns at once
-    # 16 dots of 256 8-bit columns: as many instructions, 32 spilled bytes, and a compiler at work for ten seconds.
-    short = bits == 8 and group_constant(scheme, k) % 32 > 0
-    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and narrow and not short else 128
-    split = _split(triton.cdiv(n, 64) * triton.cdiv(m, block_m), wide // block_k, programs)
-    chosen = {**chosen, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split}
-    # Unasked, ptxas stops at 80 registers with 8 rows, which some of these loops pass by a few bytes on some architecture (of 128 they take
-    # 75 to 120).
-    return {**chosen, "maxnreg": 128} if block_m == 8 and narrow and (scheme.float_zero or bits < 8) else chosen
+    return _tall_config(block_m, m, n, k, scheme, multiprocessors, gated) or _base_config(block_m, m, n, k, scheme, multiprocessors)
+
+
+def _tall_config(block_m: int, m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int] | None:
+    """128 rows of W per program, from 9 rows of x on; None where they would spill, or leave too few programs.
+
+    x crosses from L2 half as often as with 64, and a register of x serves twice as many weights.
+    """
+    if block_m == 8 or block_m == 32 and not _holds_32_by_128(scheme, k) or gated and n % 128:
+        return None
+    block_k = max(128, frag_codes.k_multiple(scheme.format))
+    tiles, steps = triton.cdiv(n, 128) * triton.cdiv(m, block_m), frag.wide(scheme, (n, k)) // block_k
+    split = next((split for split in SPLITS if tiles * split >= 2.5 * multiprocessors), None)
+    if split is None or steps < 4 * split:
+        return None
+    return {"BLOCK_M": block_m, "BLOCK_N": 128, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
 
 
 def _holds_32_by_128(scheme: Scheme, k: int) -> bool:
     """Whether two warps hold the sums of 128 rows of W and 32 of x without spilling."""
     bits, group = scheme.format.bits, group_constant(scheme, k)
     return not scheme.float_zero and not frag_codes.is_book(scheme.format) and (bits == 8 or bits != 3 and (group & -group) % 128 == 0)
+
+
+def _base_config(block_m: int, m: int, n: int, k: int, scheme: Scheme, multiprocessors: int) -> dict[str, int]:
+    """64 rows of W per program."""
+    wide, book, bits = frag.wide(scheme, (n, k)), frag_codes.is_book(scheme.format), scheme.format.bits
+    narrow = block_m < 32 and not book  # leaves registers for 256 columns at once
+    # 16 dots of 256 8-bit columns: as many instructions, 32 spilled bytes, and a compiler at work for ten seconds.
+    short = bits == 8 and group_constant(scheme, k) % 32 > 0
+    block_k = 256 if frag_codes.k_multiple(scheme.format) == 256 or wide % 256 == 0 and narrow and not short else 128
+    # In flight at once, to hide the latency of memory; a code book with 8 rows is bound by instructions, of which none may have more.
+    programs = multiprocessors * (4 if block_m > 8 else 8 if book else 6)
+    split = _split(triton.cdiv(n, 64) * triton.cdiv(m, block_m), wide // block_k, programs)
+    chosen = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": 2}
+    # Unasked, ptxas stops at 80 registers with 8 rows, which some of these loops pass by a few bytes on some architecture (of 128 they take
+    # 75 to 120).
+    return {**chosen, "maxnreg": 128} if block_m == 8 and narrow and (scheme.float_zero or bits < 8) else chosen
 
 
 def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, gated: bool) -> dict[str, int]:
