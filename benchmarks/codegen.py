@@ -110,7 +110,7 @@ def broken(table: list[dict]) -> tuple[list[str], list[str]]:
     fails, known = [], []
     for row in table:
         for v in row["violations"]:
-            key = (*(row[name] for name in ("kernel", "scheme", "dtype", "n", "k")), v["rule"])
+            key = (*(row[name] for name in ("kernel", "scheme", "dtype", "arch", "n", "k")), v["rule"])
             text = f"{row['kernel']} {row['problem']} {row['tile']}: {v['rule']}: {v['value']}"
             known.append(f"{text} ({KNOWN[key]})") if key in KNOWN else fails.append(text)
     return fails, known

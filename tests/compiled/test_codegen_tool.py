@@ -78,7 +78,7 @@ def test_too_near_the_yardstick(tool, case, load, monkeypatch):
 def test_a_known_fault_is_shown_and_does_not_fail(tool, case, monkeypatch):
     (row,) = tool.rows(case)
     row["violations"] = [{"rule": "spills", "value": "8 bytes per thread"}, {"rule": "waits", "value": "1"}]
-    monkeypatch.setitem(tool.KNOWN, ("matmul_frag", "int4.g128", "float16", 256, 4096, "spills"), "why")
+    monkeypatch.setitem(tool.KNOWN, ("matmul_frag", "int4.g128", "float16", 90, 256, 4096, "spills"), "why")
     (fails,), (known,) = tool.broken([row])
     assert fails.endswith("waits: 1") and known.endswith("spills: 8 bytes per thread (why)")
 
