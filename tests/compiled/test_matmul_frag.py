@@ -225,6 +225,7 @@ def test_split_sums_come_in_batches():
     assert [split_k.sums_at_once(tile | {"SPLIT_K": split}) for split in (1, 2, 3, 4, 8, 16)] == [1, 2, 3, 4, 4, 4]
     assert split_k.sums_at_once({"BLOCK_M": 8, "BLOCK_N": 64, "num_warps": 2, "SPLIT_K": 16}) == 8
     assert split_k.sums_at_once({"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 2, "SPLIT_K": 8}) == 1
+    assert split_k.sums_at_once({"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 8, "SPLIT_K": 4}) == 2, "leaves two programs side by side"
 
 
 @pytest.mark.parametrize("split", [2, 3, 8])
@@ -424,3 +425,5 @@ def test_the_heuristic_fills_the_device_and_splits_little():
     assert {config["BLOCK_N"] for config in tall.values()} == {128}
     assert [config["SPLIT_K"] for config in tall.values()] == [2, 8, 16, 8]
     assert config(16, 4096, 4096)["BLOCK_N"] == 64, "not with four steps each"
+    # with 64 rows of x two programs per multiprocessor, of 1024 columns or more
+    assert [config(64, *shape)["SPLIT_K"] for shape in ((28672, 8192), (14336, 4096), (8192, 28672), (4096, 4096))] == [1, 2, 4, 4]

@@ -76,15 +76,20 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     x crosses from L2 once per 128 rows of W. With 64 rows of x two programs of 8 warps per multiprocessor unpack and multiply in turns,
     which takes at most 128 registers: groups of 32 columns need more, of 64 with float zero points, and 4 warps.
     """
-    wide, group, bits = frag.wide(scheme, (n, k)), group_constant(scheme, k), scheme.format.bits
+    wide, group = frag.wide(scheme, (n, k)), group_constant(scheme, k)
     block_m = 32 if m <= 32 else 64
     few = gated and (n % 128 > 0 or scheme.float_zero) or block_m == 64 and 0 < group <= (64 if scheme.float_zero else 32)
     block_n, block_k = 64 if few else 128, max(128, frag_codes.k_multiple(scheme.format))
     warps = 8 if block_m == 64 and not few else 4
-    steps, tiles = wide // block_k, triton.cdiv(n, block_n) * triton.cdiv(m, block_m)
-    split = _split(tiles, steps, multiprocessors * (8 // warps))
+    tiles, least = triton.cdiv(n, block_n) * triton.cdiv(m, block_m), 256 if warps == 8 else block_k
+    # 256 columns at once do not leave registers for a second program; nor do float zero points or masks with split-K.
+    bits, book, tight = scheme.format.bits, frag_codes.is_book(scheme.format), scheme.float_zero or k % block_k > 0
+    alone = warps == 8 and (block_k == 256 or tight)
+    split = _split(tiles, wide // least, multiprocessors * (1 if alone else 2))
     chosen = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": warps}
-    crowded = warps == 8 and split == 1 and block_k == 128 and (scheme.float_zero or bits in (2, 8))
+    # What unasked takes a few registers more; code books only with many splits, and they spill where they are told to without need.
+    crowded = split == 1 and (scheme.float_zero or bits in (2, 8)) if tight else split > 2 if book else True
+    crowded = crowded and warps == 8 and block_k == 128
     return {**chosen, "maxnreg": 128} if crowded else chosen
 
 

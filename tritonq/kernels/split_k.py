@@ -82,8 +82,12 @@ def finish_split(
 
 
 def sums_at_once(config: dict[str, int]) -> int:
-    """AT_ONCE of :func:`finish_split` for a tile ``[BLOCK_N, BLOCK_M]``: 8 at most, and those that 128 registers of a thread hold."""
-    few = min(8, max(1, 128 * 32 * config["num_warps"] // (config["BLOCK_N"] * config["BLOCK_M"])))
+    """AT_ONCE of :func:`finish_split` for a tile ``[BLOCK_N, BLOCK_M]``: 8 at most, and those that 128 registers of a thread hold.
+
+    64 of them with 8 warps, which leaves two programs per multiprocessor.
+    """
+    registers = 64 if config["num_warps"] == 8 else 128
+    few = min(8, max(1, registers * 32 * config["num_warps"] // (config["BLOCK_N"] * config["BLOCK_M"])))
     return few if config["SPLIT_K"] % few == 0 else config["SPLIT_K"]
 
 
