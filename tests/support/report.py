@@ -203,7 +203,11 @@ Where things are, for whoever changes it:
 - **Words are `[B, A * 512]`**, not `[A, B * 512]`: warps are handed out along the last axis first, and 8 of them must land on different
   rows of W (A), not on different columns, or the weights cross shared memory.
 - **Split-K** writes partial sums, and the program that arrives last adds them in a fixed order: one launch, the same bits on every run.
-  It loads as many at once as 128 registers per thread hold; unasked, the compiler loads all of them first, and spills.
+  It loads as many at once as 128 registers per thread hold, 64 of a program of 8 warps; unasked, the compiler loads all of them first, and
+  spills.
+- **Two programs of 8 warps per multiprocessor** from 33 rows of x on, within 128 registers: one unpacks while the other multiplies, and
+  alone it would do both in turns. So K is split until there are two. Float zero points, 3-bit codes and rows that are no whole steps
+  take more registers and run alone.
 
 ## The lint: reading `benchmarks/results/codegen.md`
 
