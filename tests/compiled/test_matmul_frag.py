@@ -290,8 +290,11 @@ SWIGLU_TALL = [("nf4.g64", 90, 16, 128), ("uint4.g64.fz", 90, 12, 64), ("int3.g1
                ("mxfp4", 90, 25, 192), ("nf4.g64", 90, 40, 64), ("uint4.g128", 90, 65, 128)]  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme, simulator, m, features, split", [(*case, 1 + 2 * (i % 2)) for i, case in enumerate(SWIGLU + SWIGLU_TALL)],
-                         indirect=["simulator"])  # fmt: skip
+# Tall tiles with and without splits in turns.
+SWIGLU_CASES = [(*case, split) for case in SWIGLU for split in (1, 3)] + [(*case, 1 + 2 * (i % 2)) for i, case in enumerate(SWIGLU_TALL)]
+
+
+@pytest.mark.parametrize("scheme, simulator, m, features, split", SWIGLU_CASES, indirect=["simulator"])
 def test_swiglu_pairs_gate_and_up(scheme, m, features, split, simulator):
     """Every row of W differs from the others, so that a partner from another row shows; tiles of 64 or 128 rows that hold gate and up."""
     dtype = DTYPES[features // 32 % 2]
