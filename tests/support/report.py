@@ -206,8 +206,8 @@ Where things are, for whoever changes it:
   It loads as many at once as 128 registers per thread hold, 64 of a program of 8 warps; unasked, the compiler loads all of them first, and
   spills.
 - **Two programs of 8 warps per multiprocessor** from 33 rows of x on, within 128 registers: one unpacks while the other multiplies, and
-  alone it would do both in turns. So K is split until there are two. Float zero points, 3-bit codes and rows that are no whole steps
-  take more registers and run alone.
+  alone it would do both in turns. So K is split until there are two, 1024 columns each at least. 3-bit codes take more registers and run
+  alone, with split-K float zero points and rows that are no whole steps too; groups of 32 columns and less take 64 rows of W and 4 warps.
 
 ## The lint: reading `benchmarks/results/codegen.md`
 

@@ -1,8 +1,8 @@
 """Floor 5. Instruction budgets: the one table of what code may cost, read by ``explain --codegen``, ``make lint-kernels`` and the tests.
 
 To add a row: compile the case, ``tritonq explain --m 1 --n 4096 --k 4096 --scheme S --layout frag --target sm_90 --codegen``, on the newest
-and the oldest Triton, and write down the larger figure, rounded up to the next 0.05. A row is only
-raised where correctness costs more, or where that lets one more program run per multiprocessor.
+and the oldest Triton, and write down the larger figure, rounded up to the next 0.05. A row is only raised where correctness costs
+more, or where that lets one more program run per multiprocessor.
 """
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def _wgmma_config(m: int, n: int, k: int, scheme: Scheme, multiprocessors: int, 
     alone = warps == 8 and (block_k == 256 or tight)
     split = _split(tiles, wide // least, multiprocessors * (1 if alone else 2))
     chosen = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLIT_K": split, "STAGES": 3, "num_warps": warps}
-    # What unasked takes a few registers more; code books only with many splits, and they spill where they are told to without need.
-    crowded = split == 1 and (scheme.float_zero or bits in (2, 8)) if tight else split > 2 if book else True
+    # Unasked these loops take a few registers more than 128; code books only with many splits, and with fewer they spill if told.
+    crowded = split == 1 and (scheme.float_zero or bits in (2, 8)) if tight else split > 2 or not book
     crowded = crowded and warps == 8 and block_k == 128
     return {**chosen, "maxnreg": 128} if crowded else chosen
 
