@@ -72,10 +72,9 @@ def cases() -> dict:
             scratch = torch.empty(size, dtype=torch.uint8)
             given = lambda plan=plan, x_=x_, q=q, bias=bias, scratch=scratch: plan.run(x_, q, bias=bias, workspace=scratch)  # noqa: E731
             table[f"plan.run, {title}, workspace given"] = (given, LIMITS["plan.run"])
-        weight = q.flat()
         op = torch.ops.tritonq.matmul.default  # as compiled graphs hold it
-        table[f"op, {title}"] = (lambda x_=x_, q=q, w=weight, b=bias, op=op: op(x_, w, q.form, b), LIMITS["op"])
-        named = lambda x_=x_, q=q, w=weight, b=bias: torch.ops.tritonq.matmul(x_, w, q.form, b)  # noqa: E731
+        table[f"op, {title}"] = (lambda x_=x_, q=q, b=bias, op=op: op(x_, *q.operands, b), LIMITS["op"])
+        named = lambda x_=x_, q=q, b=bias: torch.ops.tritonq.matmul(x_, *q.operands, b)  # noqa: E731
         table[f"op by its name, {title}"] = (named, LIMITS["op"])
         table[f"matmul, {title}"] = (lambda x_=x_, q=q, bias=bias: tritonq.matmul(x_, q, bias), LIMITS["matmul"])
     table["torch.empty(M, N)"] = (lambda: torch.empty(M, N, dtype=half, device=x.device), None)

@@ -76,7 +76,7 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if _is_compiling():
-        return torch.ops.tritonq.dequantize(q.flat(), q.form, dtype)
+        return torch.ops.tritonq.dequantize(*q.operands, dtype)
     return select(DequantizeDesc.of(q, dtype)).run(q)
 
 
@@ -117,7 +117,7 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
         if not ((x.requires_grad or (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad))
                 and torch.is_grad_enabled()):  # fmt: skip
             return product.run(x, q, bias, residual)
-    return torch.ops.tritonq.matmul(x, q.flat(), q.form, bias, activation, residual)
+    return torch.ops.tritonq.matmul(x, *q.operands, bias, activation, residual)
 
 
 def grouped_matmul(x: torch.Tensor, experts: QStack, ends: torch.Tensor, activation: str | None = None) -> torch.Tensor:
@@ -148,4 +148,4 @@ def grouped_matmul(x: torch.Tensor, experts: QStack, ends: torch.Tensor, activat
     if activation is not None:
         expect_type(activation, str, "activation")
     expect_type(experts, QStack, "experts")
-    return torch.ops.tritonq.grouped_matmul(x, experts.flat(), experts.form, ends, activation)
+    return torch.ops.tritonq.grouped_matmul(x, *experts.operands, ends, activation)

@@ -11,7 +11,7 @@ import torch
 
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, expected_flat, parse_form
+from .qtensor import QTensor, expected_flat, operands, parse_form
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -37,6 +37,7 @@ class QStack:
         shape: ``(E, N, K)``.
         dtype: that was quantized.
         packed, stored_scale, zero_point: the tensors of a QTensor in ``layout``, stacked along a first axis ``E``.
+        operands: what ``torch.ops.tritonq.grouped_matmul`` takes, as :attr:`QTensor.operands`.
     """
 
     scheme: Scheme
@@ -61,6 +62,7 @@ class QStack:
         n, k = one
         form = f"{self.scheme} {n}x{k} {str(self.dtype).removeprefix('torch.')} {self.layout}"
         object.__setattr__(self, "form", form)
+        object.__setattr__(self, "operands", operands(vars(self), form))
         _alive[(form, *map(id, self.flat()))] = self
 
     @classmethod
@@ -141,7 +143,7 @@ class QStack:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def flat(self) -> list[torch.Tensor]:
-        """Its tensors as they lie in memory: what ``torch.ops.tritonq.grouped_matmul`` takes, together with ``form``."""
+        """Its tensors as they lie in memory."""
         return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]
 
     @classmethod

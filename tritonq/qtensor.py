@@ -1,6 +1,7 @@
 """Floor 1. A quantized matrix: packed codes, scales, and the scheme that says how to read them."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from weakref import WeakValueDictionary
@@ -22,6 +23,9 @@ _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 # Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
 _of_packed: WeakValueDictionary[int, QTensor] = WeakValueDictionary()
 find_of_packed = _of_packed.data.get  # without the Python of WeakValueDictionary.get: a weak reference or None
+# A weight in the schema of an operator. What most schemes have stands by itself, since a list costs a call 0.4 us (torch 2.13).
+WEIGHT = "Tensor packed, Tensor? scale, Tensor? zero_point, Tensor[]? others, str form"
+_OTHERS = "second_scale", "scale_offset", "expanded_scale", "column_order"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,7 @@ class QTensor:
         column_order: act-order: int32 ``[K]``, packed column i is column ``column_order[i]`` of the matrix; None where columns lie in
             their own order. ``codes()``, ``dequantize()`` and ``matmul`` speak of the matrix; ``packed`` is sorted.
         form: everything but the tensors as a text, such as ``"int4.g128 4096x4096 bfloat16 row"``; see :meth:`from_flat`.
+        operands: tensors and form as ``torch.ops.tritonq`` takes them: ``torch.ops.tritonq.matmul(x, *q.operands)``.
 
     Every tensor is contiguous, on one device, and of the shape and dtype that scheme and layout say; InvalidProblemError otherwise.
     """
@@ -90,8 +95,8 @@ class QTensor:
                 raise InvalidProblemError(f"{name} must be contiguous, got {strides}; {name}.contiguous() is a copy that is")
         form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
         object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
-        object.__setattr__(self, "_flat", tuple(self.flat()))
-        _alive[(self.form, *map(id, self._flat))] = _of_packed[id(self.packed)] = self
+        object.__setattr__(self, "operands", operands(vars(self), self.form))
+        _alive[(self.form, *map(id, self.flat()))] = _of_packed[id(self.packed)] = self
 
     @property
     def device(self) -> torch.device:
@@ -237,7 +242,7 @@ class QTensor:
         return replace(row, shape=(indices.numel(), self.shape[1]), stored_scale=scale, **taken)
 
     def flat(self) -> list[torch.Tensor]:
-        """Its tensors as they lie in memory: what ``torch.ops.tritonq`` takes, together with ``form``, the text of everything else."""
+        """Its tensors as they lie in memory; with ``form``, the text of everything else, they are all of it."""
         return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]
 
     @classmethod
@@ -368,6 +373,18 @@ def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bo
     if not read:
         raise InvalidProblemError(f"a form reads like 'int4.g128 4096x4096 bfloat16 row', then maybe ' act_order'; got {form!r}")
     return Scheme.parse(words[0]), (int(sizes[0]), int(sizes[1])), NAMED_DTYPES[words[2]], words[3], len(words) == 5
+
+
+def operands(tensors: dict[str, torch.Tensor | None], form: str) -> tuple:
+    """The weight of these tensors, by field of a QTensor, as an operator of PyTorch takes it: ``WEIGHT``."""
+    others = tuple([tensors[name] for name in _OTHERS if tensors.get(name) is not None])
+    return tensors["packed"], tensors.get("stored_scale"), tensors.get("zero_point"), others or None, form
+
+
+def flat_operands(packed: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None,
+                  others: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:  # fmt: skip
+    """The tensors of :func:`operands` as :meth:`QTensor.flat` has them."""
+    return [tensor for tensor in (packed, scale, zero_point, *(others or ())) if tensor is not None]
 
 
 def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> Expected:

@@ -1,12 +1,13 @@
 """Floor 5. The verbs as operators of PyTorch, ``torch.ops.tritonq.*``: for torch.compile, torch.export and autograd.
 
-An operator takes tensors and plain values, so a weight goes in as ``q.flat(), q.form``. Keep ``q`` alive meanwhile and a call is as fast as
-``tritonq.matmul``, because what was prepared for a weight lives on it; a weight of which only the tensors are left is put together anew in
-every call. Defined with the low-level ``torch.library.Library``, whose calls cost less than those of ``custom_op``. The fakes give shape,
-dtype and strides of a result without a weight, also for a symbolic number of rows.
+An operator takes tensors and plain values, so a weight goes in as ``*q.operands``. Keep ``q`` alive meanwhile, and what was prepared for it
+is found again, because that lives on it; a weight of which only the tensors are left is put together anew in every call. Defined with the
+low-level ``torch.library.Library``, whose calls cost less than those of ``custom_op``. The fakes give shape, dtype and strides of a result
+without a weight, also for a symbolic number of rows.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import is_not
 
 import torch
@@ -16,7 +17,7 @@ from .plans.bound import find
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
 from .qstack import QStack
-from .qtensor import QTensor, expected_flat, find_of_packed, parse_form
+from .qtensor import WEIGHT, QTensor, expected_flat, find_of_packed, flat_operands, parse_form
 from .reference.matrix import activation_backward
 
 library = torch.library.Library("tritonq", "DEF")
@@ -28,53 +29,62 @@ def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
     return select(MatmulDesc.of(x, q, bias, activation, residual))
 
 
-def _matmul(x, weight, form, bias=None, activation=None, residual=None):
-    # A weight of two or three tensors is compared here and by hand, since a key of form and tensors would take longer than all this.
-    alive = find_of_packed(id(weight[0])) if weight else None
+def _weight(packed, scale, zero_point, others, form) -> QTensor:
+    return QTensor.from_flat(flat_operands(packed, scale, zero_point, others), form)
+
+
+def _matmul(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
+    alive = find_of_packed(id(packed))
     q = None if alive is None else alive()
-    own = () if q is None or q.form != form else q._flat
-    number = len(own)
-    if (number != len(weight) or own[-1] is not weight[-1] or number > 2 and own[1] is not weight[1]
-            or number > 3 and any(map(is_not, own, weight))):  # fmt: skip
-        q = QTensor.from_flat(weight, form)
+    if q is None:
+        q = _weight(packed, scale, zero_point, others, form)
+    else:  # compared by hand, since a key of form and tensors would take longer than all this
+        _, own_scale, own_zero_point, own_others, own_form = q.operands
+        if (own_scale is not scale or own_zero_point is not zero_point or own_form != form
+                or own_others is not others and not _same(own_others, others)):  # fmt: skip
+            q = _weight(packed, scale, zero_point, others, form)
     return find(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
 
 
-def _matmul_fake(x, weight, form, bias=None, activation=None, residual=None):
+def _same(some: Sequence | None, others: Sequence | None) -> bool:
+    return some is not None and others is not None and len(some) == len(others) and not any(map(is_not, some, others))
+
+
+def _matmul_fake(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
     n, k = parse_form(form)[1]
     _expect_last(x, k, "x", form)
     return x.new_empty((*x.shape[:-1], features(n, activation)))
 
 
-def _matmul_dx(dy, weight, form):
-    q = QTensor.from_flat(weight, form)
+def _matmul_dx(dy, *weight):
+    q = _weight(*weight)
     return select(MatmulBackwardDesc.of(dy, q)).run(dy, q)
 
 
-def _matmul_dx_fake(dy, weight, form):
+def _matmul_dx_fake(dy, packed, scale, zero_point, others, form):
     n, k = parse_form(form)[1]
     _expect_last(dy, n, "dy", form)
     return dy.new_empty((*dy.shape[:-1], k))
 
 
-def _dequantize(weight, form, dtype=None):
-    q = QTensor.from_flat(weight, form)
+def _dequantize(packed, scale, zero_point, others, form, dtype=None):
+    q = _weight(packed, scale, zero_point, others, form)
     return select(DequantizeDesc.of(q, dtype)).run(q)
 
 
-def _dequantize_fake(weight, form, dtype=None):
+def _dequantize_fake(packed, scale, zero_point, others, form, dtype=None):
     _, shape, stored, _, _ = parse_form(form)
-    return weight[0].new_empty(shape, dtype=dtype or stored)
+    return packed.new_empty(shape, dtype=dtype or stored)
 
 
-def _embedding(ids, weight, form):
-    rows = QTensor.from_flat(weight, form).rows(ids.reshape(-1))
+def _embedding(ids, *weight):
+    rows = _weight(*weight).rows(ids.reshape(-1))
     return select(DequantizeDesc.of(rows)).run(rows).view(*ids.shape, rows.shape[1])
 
 
-def _embedding_fake(ids, weight, form):
+def _embedding_fake(ids, packed, scale, zero_point, others, form):
     _, (_, k), dtype, _, _ = parse_form(form)
-    return weight[0].new_empty((*ids.shape, k), dtype=dtype)
+    return packed.new_empty((*ids.shape, k), dtype=dtype)
 
 
 def _quantize(x, scheme, layout="row"):
@@ -103,22 +113,26 @@ def _by_expert(rows, stack, ends, columns, run):
     return out
 
 
-def _grouped_matmul(x, weight, form, ends, activation=None):
+def _stack(packed, scale, zero_point, others, form) -> QStack:
+    return QStack.from_flat(flat_operands(packed, scale, zero_point, others), form)
+
+
+def _grouped_matmul(x, packed, scale, zero_point, others, form, ends, activation=None):
     def run(rows, q):
         return find(activation, choose_product, rows, q, None, None).run(rows, q, None, None)
 
-    stack = QStack.from_flat(weight, form)
+    stack = _stack(packed, scale, zero_point, others, form)
     return _by_expert(x, stack, ends, features(stack.shape[1], activation), run)
 
 
-def _grouped_matmul_fake(x, weight, form, ends, activation=None):
+def _grouped_matmul_fake(x, packed, scale, zero_point, others, form, ends, activation=None):
     n, k = parse_form(form)[1]
     _expect_last(x, k, "x", form)
     return x.new_empty((x.shape[0], features(n, activation)))
 
 
-def _grouped_matmul_dx(dy, weight, form, ends):
-    stack = QStack.from_flat(weight, form)
+def _grouped_matmul_dx(dy, packed, scale, zero_point, others, form, ends):
+    stack = _stack(packed, scale, zero_point, others, form)
     return _by_expert(dy, stack, ends, stack.shape[2], lambda rows, q: select(MatmulBackwardDesc.of(rows, q)).run(rows, q))
 
 
@@ -127,63 +141,72 @@ def _expect_last(tensor, size, name, form):
         raise InvalidProblemError(f"{name} has shape {tuple(tensor.shape)}; its last dimension must be {size} for a weight {form!r}")
 
 
+def _keep(ctx, inputs, *more) -> None:
+    """Save the packed weight of these inputs, and more tensors or None."""
+    _, packed, scale, zero_point, others, ctx.form, *_ = inputs
+    ctx.others = None if others is None else len(others)
+    ctx.save_for_backward(packed, scale, zero_point, *(others or ()), *more)
+
+
+def _kept(ctx) -> tuple[tuple, list[torch.Tensor | None]]:
+    """The weight's operands, and what else was saved."""
+    packed, scale, zero_point, *rest = ctx.saved_tensors
+    number = ctx.others or 0
+    return (packed, scale, zero_point, None if ctx.others is None else rest[:number], ctx.form), rest[number:]
+
+
+def _no_gradients(ctx) -> tuple:
+    """For the operands of a weight."""
+    return None, None, None, None if ctx.others is None else [None] * ctx.others, None
+
+
 def _keep_for_backward(ctx, inputs, output):
     """The packed weight alone; x and bias where an activation's argument must be computed again."""
-    x, weight, ctx.form, bias, ctx.activation, residual = inputs
-    if any(tensor.requires_grad for tensor in weight):
-        raise InvalidProblemError(f"the tensors of a quantized weight ({ctx.form}) have no gradients; train adapters or FakeQuantLinear")
-    ctx.tensors = len(weight)
-    again = (x, bias) if ctx.activation is not None else (None, None)
-    ctx.save_for_backward(*weight, *again)
+    x, packed, scale, zero_point, others, form, bias, ctx.activation, residual = inputs
+    if any(tensor.requires_grad for tensor in flat_operands(packed, scale, zero_point, others)):
+        raise InvalidProblemError(f"the tensors of a quantized weight ({form}) have no gradients; train adapters or FakeQuantLinear")
+    _keep(ctx, inputs, *((x, bias) if ctx.activation is not None else (None, None)))
     ctx.bias_dtype, ctx.residual_dtype = (None if tensor is None else tensor.dtype for tensor in (bias, residual))
 
 
 def _matmul_backward(ctx, grad):
-    *weight, x, bias = ctx.saved_tensors
+    weight, (x, bias) = _kept(ctx)
     given = len(ctx.needs_input_grad)  # trailing defaults are left out by some callers, and want no gradient
-    needs = *ctx.needs_input_grad, *[False] * (6 - given)
+    needs = *ctx.needs_input_grad, *[False] * (9 - given)
     scheme, (n, _), _, _, _ = parse_form(ctx.form)
     compute = scheme.decode_dtype(grad.dtype)
-    needs_x, needs_bias, needs_residual = needs[0], needs[3], needs[5]
+    needs_x, needs_bias, needs_residual = needs[0], needs[6], needs[8]
     d_sum = grad
     if ctx.activation is not None and (needs_x or needs_bias):
         # What the forward had in float32 may be beyond x's dtype, where a derivative would be NaN.
         limit = torch.finfo(x.dtype)
-        before = _ops.matmul(x, weight, ctx.form, bias).clamp(limit.min, limit.max)
+        before = _ops.matmul(x, *weight, bias).clamp(limit.min, limit.max)
         d_sum = activation_backward(grad.to(compute), before.to(compute), ctx.activation)
     d_bias = d_sum.reshape(-1, n).sum(0, dtype=compute).to(ctx.bias_dtype) if needs_bias else None
-    d_x = _ops.matmul_dx(d_sum.to(grad.dtype), weight, ctx.form) if needs_x else None
+    d_x = _ops.matmul_dx(d_sum.to(grad.dtype), *weight) if needs_x else None
     d_residual = grad.to(ctx.residual_dtype) if needs_residual else None
-    return (d_x, [None] * ctx.tensors, None, d_bias, None, d_residual)[:given]
+    return (d_x, *_no_gradients(ctx), d_bias, None, d_residual)[:given]
 
 
 def _keep_for_grouped_backward(ctx, inputs, output):
     """As for ``matmul``."""
-    x, weight, ctx.form, ends, *rest = inputs
-    ctx.activation = rest[0] if rest else None
-    ctx.tensors = len(weight)
-    ctx.save_for_backward(*weight, ends, x if ctx.activation is not None else None)
+    x, *_, ends, ctx.activation = inputs
+    _keep(ctx, inputs, ends, x if ctx.activation is not None else None)
 
 
 def _grouped_backward(ctx, grad):
-    *weight, ends, x = ctx.saved_tensors
+    weight, (ends, x) = _kept(ctx)
     d_sum = grad
     if ctx.activation is not None:
         compute, limit = parse_form(ctx.form)[0].decode_dtype(grad.dtype), torch.finfo(x.dtype)
-        before = _ops.grouped_matmul(x, weight, ctx.form, ends).clamp(limit.min, limit.max)
+        before = _ops.grouped_matmul(x, *weight, ends).clamp(limit.min, limit.max)
         d_sum = activation_backward(grad.to(compute), before.to(compute), ctx.activation).to(grad.dtype)
-    return (_ops.grouped_matmul_dx(d_sum, weight, ctx.form, ends), [None] * ctx.tensors, None, None, None)[: len(ctx.needs_input_grad)]
-
-
-def _keep_weight(ctx, inputs, output):
-    _, weight, ctx.form = inputs
-    ctx.tensors = len(weight)
-    ctx.save_for_backward(*weight)
+    return (_ops.grouped_matmul_dx(d_sum, *weight, ends), *_no_gradients(ctx), None, None)[: len(ctx.needs_input_grad)]
 
 
 def _matmul_dx_backward(ctx, grad):
-    weight = list(ctx.saved_tensors)
-    return _ops.matmul(grad, weight, ctx.form), [None] * ctx.tensors, None
+    weight, _ = _kept(ctx)
+    return _ops.matmul(grad, *weight), *_no_gradients(ctx)
 
 
 def define(schema: str, implementation, fake) -> None:
@@ -195,16 +218,15 @@ def define(schema: str, implementation, fake) -> None:
     torch.library.register_fake(f"tritonq::{name}", fake, lib=library)
 
 
-define("matmul(Tensor x, Tensor[] weight, str form, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
-        _matmul, _matmul_fake)  # fmt: skip
-define("matmul_dx(Tensor dy, Tensor[] weight, str form) -> Tensor", _matmul_dx, _matmul_dx_fake)
-define("grouped_matmul(Tensor x, Tensor[] weight, str form, Tensor ends, str? activation=None) -> Tensor",
-        _grouped_matmul, _grouped_matmul_fake)  # fmt: skip
-define("grouped_matmul_dx(Tensor dy, Tensor[] weight, str form, Tensor ends) -> Tensor",
-        _grouped_matmul_dx, lambda dy, weight, form, ends: _matmul_dx_fake(dy, weight, form))  # fmt: skip
-define("dequantize(Tensor[] weight, str form, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
-define("embedding(Tensor ids, Tensor[] weight, str form) -> Tensor", _embedding, _embedding_fake)
+define(f"matmul(Tensor x, {WEIGHT}, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor", _matmul, _matmul_fake)
+define(f"matmul_dx(Tensor dy, {WEIGHT}) -> Tensor", _matmul_dx, _matmul_dx_fake)
+define(f"grouped_matmul(Tensor x, {WEIGHT}, Tensor ends, str? activation=None) -> Tensor", _grouped_matmul, _grouped_matmul_fake)
+define(f"grouped_matmul_dx(Tensor dy, {WEIGHT}, Tensor ends) -> Tensor",
+        _grouped_matmul_dx, lambda dy, *weight_and_ends: _matmul_dx_fake(dy, *weight_and_ends[:-1]))  # fmt: skip
+define(f"dequantize({WEIGHT}, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
+define(f"embedding(Tensor ids, {WEIGHT}) -> Tensor", _embedding, _embedding_fake)
 define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
 torch.library.register_autograd("tritonq::matmul", _matmul_backward, setup_context=_keep_for_backward, lib=library)
 torch.library.register_autograd("tritonq::grouped_matmul", _grouped_backward, setup_context=_keep_for_grouped_backward, lib=library)
-torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=_keep_weight, lib=library)
+torch.library.register_autograd("tritonq::matmul_dx", _matmul_dx_backward, setup_context=lambda ctx, inputs, output: _keep(ctx, inputs),
+                                lib=library)  # fmt: skip

@@ -87,7 +87,7 @@ def test_gradcheck_and_opcheck():
     x = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
     for activation in (None, "swiglu"):
         assert torch.autograd.gradcheck(lambda x: tritonq.grouped_matmul(x, stack, ends, activation), x)  # noqa: B023
-        torch.library.opcheck(torch.ops.tritonq.grouped_matmul.default, (x, stack.flat(), stack.form, ends, activation))
+        torch.library.opcheck(torch.ops.tritonq.grouped_matmul.default, (x, *stack.operands, ends, activation))
 
 
 class Plain(nn.Module):

@@ -1,4 +1,6 @@
 """``torch.ops.tritonq``: fakes, gradients, torch.compile and torch.export, on the CPU."""
+from dataclasses import fields
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -7,6 +9,7 @@ import tritonq
 from tests.support.schemes import same_bits
 from tritonq import QTensor
 from tritonq.errors import InvalidProblemError
+from tritonq.qtensor import operands
 
 ops = torch.ops.tritonq
 SCHEMES = ("int4.g16", "uint4.g16.fz", "nf4.g64.dq", "nvfp4", "mxfp8", "uint3.g24", "fp8_e4m3", "int8.tensor", "bf16", "fp4_e2m1.column")
@@ -19,19 +22,25 @@ def weight(scheme="int4.g16", n=24, k=64, dtype=torch.float32, layout="row", **m
     return tritonq.quantize(torch.randn(n, k, generator=generator, dtype=dtype), scheme, **more).relayout(layout)
 
 
+def given(tensors, q, form=None):
+    """The operands of a weight like ``q`` with these tensors in place of ``q.flat()``."""
+    names = [f.name for f in fields(QTensor) if isinstance(getattr(q, f.name), torch.Tensor)]
+    return operands(dict(zip(names, tensors, strict=False)), form or q.form)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_opcheck(scheme):
     q = weight(scheme)
     small = any(tensor.is_floating_point() and tensor.dtype.itemsize == 1 for tensor in q.flat())
-    for op, arguments in ((ops.matmul, (torch.randn(3, 64), q.flat(), q.form)), (ops.dequantize, (q.flat(), q.form)),
+    for op, arguments in ((ops.matmul, (torch.randn(3, 64), *q.operands)), (ops.dequantize, q.operands),
                           (ops.quantize, (torch.randn(24, 64), scheme))):  # fmt: skip
         assert set(opcheck(op.default, arguments, test_utils=ALL[small:]).values()) == {"SUCCESS"}
 
 
 def test_opcheck_of_embedding():
     q, ids = weight("nf4.g16"), torch.tensor([[1, 23], [0, 7]])
-    assert set(opcheck(ops.embedding.default, (ids, q.flat(), q.form)).values()) == {"SUCCESS"}
-    assert same_bits(ops.embedding(ids, q.flat(), q.form), q.dequantize()[ids])
+    assert set(opcheck(ops.embedding.default, (ids, *q.operands)).values()) == {"SUCCESS"}
+    assert same_bits(ops.embedding(ids, *q.operands), q.dequantize()[ids])
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
@@ -40,10 +49,10 @@ def test_opcheck_of_gradients(activation, dtype):
     q = weight(dtype=dtype)
     features = 12 if activation == "swiglu" else 24
     x, bias, residual = (torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((2, 3, 64), (24,), (2, 3, features)))
-    assert set(opcheck(ops.matmul.default, (x, q.flat(), q.form, bias, activation, residual)).values()) == {"SUCCESS"}
-    assert set(opcheck(ops.matmul.default, (x[:0], q.flat(), q.form)).values()) == {"SUCCESS"}
+    assert set(opcheck(ops.matmul.default, (x, *q.operands, bias, activation, residual)).values()) == {"SUCCESS"}
+    assert set(opcheck(ops.matmul.default, (x[:0], *q.operands)).values()) == {"SUCCESS"}
     dy = torch.randn(4, 24, dtype=dtype, requires_grad=True)
-    assert set(opcheck(ops.matmul_dx.default, (dy, q.flat(), q.form)).values()) == {"SUCCESS"}
+    assert set(opcheck(ops.matmul_dx.default, (dy, *q.operands)).values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "swiglu"])
@@ -63,8 +72,8 @@ def test_the_gradient_of_a_gradient():
 
 def test_results_are_those_of_the_functions():
     q, x, bias = weight("nf4"), torch.randn(2, 3, 64), torch.randn(24)
-    assert same_bits(ops.matmul(x, q.flat(), q.form, bias, "silu"), tritonq.matmul(x, q, bias, "silu"))
-    assert same_bits(ops.dequantize(q.flat(), q.form, torch.float16), q.dequantize(torch.float16))
+    assert same_bits(ops.matmul(x, *q.operands, bias, "silu"), tritonq.matmul(x, q, bias, "silu"))
+    assert same_bits(ops.dequantize(*q.operands, torch.float16), q.dequantize(torch.float16))
     w = torch.randn(24, 64)
     assert all(map(same_bits, ops.quantize(w, "nf4.dq"), tritonq.quantize(w, "nf4.dq").flat()))
 
@@ -85,23 +94,23 @@ def test_a_weight_is_put_together_from_its_tensors(q):
 def test_a_weight_that_shares_some_of_its_tensors_is_another(q):
     x, mine = torch.randn(2, 64, dtype=q.dtype), q.flat()
     for i, tensor in enumerate(mine):
-        want = ops.matmul(x, mine, q.form)
+        want = ops.matmul(x, *q.operands)
         other = tensor.roll(1, -1) if tensor.numel() > 1 else 2 * tensor
-        got = ops.matmul(x, [*mine[:i], other, *mine[i + 1 :]], q.form)
+        got = ops.matmul(x, *given([*mine[:i], other, *mine[i + 1 :]], q))
         copies = [t.clone() for t in mine]
         copies[i] = other.clone()
-        assert same_bits(got, ops.matmul(x, copies, q.form)), i
+        assert same_bits(got, ops.matmul(x, *given(copies, q))), i
         assert not same_bits(got, want) or i > 0 and q.layout == "frag", i  # which does not read the scales' codes
-    assert same_bits(ops.matmul(x, mine, q.form), want)
+    assert same_bits(ops.matmul(x, *given(mine, q)), want)
     with pytest.raises(InvalidProblemError, match=f"got {len(mine) - 1}"):
-        ops.matmul(x, mine[:-1], q.form)
+        ops.matmul(x, *given(mine[:-1], q))
 
 
 def test_the_same_tensors_are_another_weight_in_another_form():
     q, x = weight("nf4.g16"), torch.randn(2, 64)
     copies, form = [t.clone() for t in q.flat()], q.form.replace("nf4", "fp4_bnb")
-    assert same_bits(ops.matmul(x, q.flat(), form), ops.matmul(x, copies, form))
-    assert not same_bits(ops.matmul(x, q.flat(), form), ops.matmul(x, q.flat(), q.form))
+    assert same_bits(ops.matmul(x, *given(q.flat(), q, form)), ops.matmul(x, *given(copies, q, form)))
+    assert not same_bits(ops.matmul(x, *given(q.flat(), q, form)), ops.matmul(x, *q.operands))
     assert QTensor.from_flat(q.flat(), q.form) is q
 
 
@@ -132,9 +141,9 @@ def test_refused_forms(form, text):
 def test_refused_arguments():
     q = weight()
     with pytest.raises(InvalidProblemError, match="last dimension must be K=64"):
-        ops.matmul(torch.randn(2, 63), q.flat(), q.form)
+        ops.matmul(torch.randn(2, 63), *q.operands)
     with torch._subclasses.FakeTensorMode() as mode, pytest.raises(InvalidProblemError, match="last dimension must be 64"):
-        ops.matmul(torch.empty(2, 63), [mode.from_tensor(t) for t in q.flat()], q.form)
+        ops.matmul(torch.empty(2, 63), *given([mode.from_tensor(t) for t in q.flat()], q))
 
 
 class Block(torch.nn.Module):

@@ -25,7 +25,7 @@ def _rows(bench: Bench) -> Iterator[list[Row]]:
     dense = bench.randn(n, k)
     for scheme in bench.schemes:
         q = bench.quantized([dense], scheme)[0]
-        layer, flat = QuantLinear(q, layout=q.layout), q.flat()
+        layer = QuantLinear(q, layout=q.layout)
         for m in bench.ms:
             x = bench.randn(m, k)
             plan = select(MatmulDesc.of(x, q))
@@ -34,7 +34,7 @@ def _rows(bench: Bench) -> Iterator[list[Row]]:
                 (bench.library, "none", library_sku("matmul", bench)): partial(torch.mm, x, dense.t()),
                 ("tritonq", scheme, f"plan.run {sku}"): partial(plan.run, x, q),
                 ("tritonq", scheme, f"tritonq.matmul {sku}"): partial(matmul, x, q),
-                ("tritonq", scheme, f"torch.ops.tritonq.matmul {sku}"): partial(torch.ops.tritonq.matmul, x, flat, q.form),
+                ("tritonq", scheme, f"torch.ops.tritonq.matmul {sku}"): partial(torch.ops.tritonq.matmul, x, *q.operands),
                 ("tritonq", scheme, f"QuantLinear {sku}"): partial(layer, x),
             }
             with torch.inference_mode():

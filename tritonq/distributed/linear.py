@@ -94,7 +94,7 @@ class ShardedLinear(QuantLinear):
         local = x.to_local(grad_placements=[Shard(x.dim() - 1) if row else Partial()])
         bias = None if row or self.bias is None else self.bias.to_local()
         if _is_compiling():
-            y = torch.ops.tritonq.matmul(local, self._flat(), self._form, bias)
+            y = torch.ops.tritonq.matmul(local, *self._operands(), bias)
         else:
             y = matmul(local, self._q, bias)
         out = DTensor.from_local(y, split.mesh, [Partial() if row else Shard(y.dim() - 1)], run_check=False)

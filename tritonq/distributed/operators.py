@@ -21,7 +21,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from ..errors import InvalidProblemError, UnsupportedError
-from ..qtensor import expected_flat, parse_form
+from ..qtensor import expected_flat, flat_operands, operands, parse_form
 from .placements import weight_placements
 
 _ops = torch.ops.tritonq
@@ -31,9 +31,9 @@ def _matmul_rule(cls, func, types, args, kwargs):
     return _matmul(*args, **(kwargs or {}))
 
 
-def _matmul(x, weight, form, bias=None, activation=None, residual=None):
-    splits, local_weight, local_form = _weight(weight, form)
-    mesh, last = weight[0].device_mesh, x.dim() - 1
+def _matmul(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
+    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form)
+    mesh, last = packed.device_mesh, x.dim() - 1
     x = _dtensor(x, mesh, "x")
     if activation == "swiglu" and 0 in splits:
         raise UnsupportedError("swiglu of a weight split along N would pair gate and up of different rows; apply it to the whole y")
@@ -46,7 +46,7 @@ def _matmul(x, weight, form, bias=None, activation=None, residual=None):
     along_n = [Shard(0) if split == 0 else Replicate() for split in splits]
     bias = None if bias is None else _dtensor(bias, mesh, "bias")
     added = None if bias is None or 1 in splits else bias.redistribute(placements=along_n).to_local()
-    y = _wrap(_ops.matmul(taken, local_weight, local_form, added, activation, residual), mesh, given)
+    y = _wrap(_ops.matmul(taken, *weight, added, activation, residual), mesh, given)
     if bias is None or 1 not in splits:
         return y
     summed = [Replicate() if isinstance(placement, Partial) else placement for placement in given]
@@ -57,11 +57,11 @@ def _matmul_dx_rule(cls, func, types, args, kwargs):
     return _matmul_dx(*args, **(kwargs or {}))
 
 
-def _matmul_dx(dy, weight, form):
-    splits, local_weight, local_form = _weight(weight, form)
-    mesh = weight[0].device_mesh
+def _matmul_dx(dy, packed, scale, zero_point, others, form):
+    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form)
+    mesh = packed.device_mesh
     taken, given = _features(_dtensor(dy, mesh, "dy"), splits, contracted=0, last=dy.dim() - 1)
-    return _wrap(_ops.matmul_dx(taken.to_local(), local_weight, local_form), mesh, given)
+    return _wrap(_ops.matmul_dx(taken.to_local(), *weight), mesh, given)
 
 
 def _features(x: DTensor, splits: list[int | None], contracted: int, last: int) -> tuple[DTensor, list]:
@@ -81,8 +81,8 @@ def _features(x: DTensor, splits: list[int | None], contracted: int, last: int) 
     return x.redistribute(placements=wanted), given
 
 
-def _weight(weight: list[DTensor], form: str) -> tuple[list[int | None], list[torch.Tensor], str]:
-    """(axis split along each mesh dimension, this rank's tensors, their form)."""
+def _weight(weight: list[DTensor], form: str) -> tuple[list[int | None], tuple]:
+    """(axis split along each mesh dimension, this rank's operands)."""
     scheme, shape, dtype, layout, act_order = parse_form(form)
     if layout != "row":
         raise UnsupportedError(f"the DTensors of a weight are those of layout row, got a form {form!r}; relayout('row') before it is split")
@@ -105,7 +105,7 @@ def _weight(weight: list[DTensor], form: str) -> tuple[list[int | None], list[to
                 raise InvalidProblemError(f"{name} of {form!r} must be {placed[name]} where packed is {weight[0].placements[d]}, "
                                           f"got {tensor.placements[d]}; tritonq.distributed.distribute_weight places it")  # fmt: skip
     local_form = f"{scheme} {local_shape[0]}x{local_shape[1]} {' '.join(form.split(' ')[2:])}"
-    return splits, [tensor.to_local() for tensor in weight], local_form
+    return splits, operands({name: tensor.to_local() for name, tensor in zip(names, weight, strict=True)}, local_form)
 
 
 def _dtensor(tensor, mesh, name: str) -> DTensor:

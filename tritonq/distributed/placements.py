@@ -5,7 +5,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from ..errors import InvalidProblemError, UnsupportedError
-from ..qtensor import QTensor
+from ..qtensor import QTensor, operands
 from ..scheme import Scheme
 from ..shards import check_parts, cuts, narrow
 
@@ -49,8 +49,8 @@ def check_mesh(mesh: DeviceMesh) -> DeviceMesh:
     return mesh
 
 
-def distribute_weight(q: QTensor, mesh: DeviceMesh, axis: int) -> list[DTensor]:
-    """``q.flat()`` as DTensors split along ``axis`` (0: N, 1: K): what ``torch.ops.tritonq.matmul`` takes with ``q.form``.
+def distribute_weight(q: QTensor, mesh: DeviceMesh, axis: int) -> tuple:
+    """``q.operands`` with DTensors split along ``axis`` (0: N, 1: K): what ``torch.ops.tritonq.matmul`` takes.
 
     Every rank gives the same ``q``; nothing is sent.
 
@@ -61,8 +61,9 @@ def distribute_weight(q: QTensor, mesh: DeviceMesh, axis: int) -> list[DTensor]:
         raise InvalidProblemError(f"distribute_weight takes a QTensor in layout row, got {q!r}"[:200] + "; relayout('row') makes it one")
     part = local_part(q, mesh, axis)
     placed = weight_placements(q.scheme, q.shape, axis, mesh.size(), act_order=q.column_order is not None)
-    return [as_dtensor(getattr(part, field), getattr(q, field).shape, mesh, placement) for field, placement in placed.items()
-            if getattr(q, field) is not None]  # fmt: skip
+    split = {field: as_dtensor(getattr(part, field), getattr(q, field).shape, mesh, placement) for field, placement in placed.items()
+             if getattr(q, field) is not None}  # fmt: skip
+    return operands(split, q.form)
 
 
 def as_dtensor(local, shape, mesh: DeviceMesh, placement: Placement) -> DTensor:

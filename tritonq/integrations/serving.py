@@ -20,7 +20,7 @@ from ..checkpoints.family import Record
 from ..checkpoints.native import FAMILY, from_tensors, to_tensors
 from ..errors import CheckpointError, UnsupportedError
 from ..nn.weight import SUFFIXES, best_layout
-from ..qtensor import QTensor, expected_flat
+from ..qtensor import QTensor, expected_flat, operands
 from ..scheme import Scheme
 from ..shards import check_parts, cuts, expand_scales, expanded_scheme, step
 
@@ -181,9 +181,10 @@ def hold(module: torch.nn.Module, layer: Layer, specs: dict[str, TensorSpec], sh
         module.register_parameter(PARAMETERS[field], parameter)
     # The operator finds what was prepared for a weight by its very tensors, as long as the weight is alive.
     module.tritonq_weight, module.tritonq_form = replace(q, **held), q.form
-    module.tritonq_names = tuple(PARAMETERS[field] for field in held)
+    module.tritonq_names = {field: PARAMETERS[field] for field in held}
 
 
 def product(module: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``x @ w_hat.T + bias`` with the weight that :func:`hold` put into ``module``; one operator in a compiled graph."""
-    return torch.ops.tritonq.matmul(x, [getattr(module, name) for name in module.tritonq_names], module.tritonq_form, bias)
+    weight = operands({field: getattr(module, name) for field, name in module.tritonq_names.items()}, module.tritonq_form)
+    return torch.ops.tritonq.matmul(x, *weight, bias)

@@ -81,7 +81,7 @@ class QuantExperts(QuantizedModule):
         return y.view(*top_k_index.shape, -1).sum(1).to(hidden_states.dtype)
 
     def _product(self, name: str, x: torch.Tensor, ends: torch.Tensor, activation: str | None = None) -> torch.Tensor:
-        return torch.ops.tritonq.grouped_matmul(x, self._flat(name), self.quantized[name].form, ends, activation)
+        return torch.ops.tritonq.grouped_matmul(x, *self._operands(name), ends, activation)
 
     def weight(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded ``[E, N, K]`` of ``"gate_up_proj"`` or ``"down_proj"``."""

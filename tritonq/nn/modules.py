@@ -86,7 +86,7 @@ class QuantLinear(QuantizedWeight):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _is_compiling():
-            return torch.ops.tritonq.matmul(x, self._flat(), self._form, self.bias)
+            return torch.ops.tritonq.matmul(x, *self._operands(), self.bias)
         return matmul(x, self._q, self.bias)
 
     def to_linear(self, dtype: torch.dtype | None = None) -> torch.nn.Linear:
@@ -134,7 +134,7 @@ class QuantGatedMLP(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.gate_up_proj
         if _is_compiling():
-            return self.down_proj(torch.ops.tritonq.matmul(x, layer._flat(), layer._form, None, "swiglu"))
+            return self.down_proj(torch.ops.tritonq.matmul(x, *layer._operands(), None, "swiglu"))
         return self.down_proj(matmul(x, layer.qtensor, activation="swiglu"))
 
 
@@ -169,7 +169,7 @@ class QuantEmbedding(QuantizedWeight):
         return cls(quantize(embedding.weight.detach(), scheme)).train(embedding.training)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.ops.tritonq.embedding(ids, self._flat(), self._form).to(self.dtype)
+        return torch.ops.tritonq.embedding(ids, *self._operands()).to(self.dtype)
 
     def _apply(self, fn, recurse=True):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device)).dtype

@@ -10,7 +10,7 @@ from ..errors import InvalidProblemError, TritonQError
 from ..layouts import LAYOUTS
 from ..plans.core import Target
 from ..qstack import QStack
-from ..qtensor import QTensor, expected_flat
+from ..qtensor import QTensor, expected_flat, operands
 from ..scheme import Scheme
 
 # Fields of a QTensor, in its order, -> what a checkpoint adds to the weight's name. expanded_scale: dq schemes in a kernel's layout.
@@ -73,10 +73,10 @@ class QuantizedModule(torch.nn.Module):
                 held = {field: t if t is None or t.dim() == 3 else t.unflatten(0, (len(q), -1)) for field, t in held.items()}
             self._hold(name, replace(q, **held))
 
-    def _flat(self, name: str = "weight") -> list[torch.Tensor]:
-        """``flat()`` of a weight from the buffers, so that a compiled graph takes them as its inputs."""
-        tensors = [getattr(self, name + suffix) for suffix in _suffixes(self.quantized[name]).values()]
-        return [tensor for tensor in tensors if tensor is not None]
+    def _operands(self, name: str = "weight") -> tuple:
+        """``operands`` of a weight from the buffers, so that a compiled graph takes them as its inputs."""
+        q = self.quantized[name]
+        return operands({field: getattr(self, name + suffix) for field, suffix in _suffixes(q).items()}, q.form)
 
     def _apply(self, fn, recurse=True):
         mine = self._set_aside()
@@ -165,7 +165,6 @@ class QuantizedWeight(QuantizedModule):
     def _hold(self, name: str, q: QTensor) -> None:
         super()._hold(name, q)
         self._q = self.quantized[name]
-        self._form = self._q.form
 
 
 def record_of(q: QTensor | QStack) -> Record:

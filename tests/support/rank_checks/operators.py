@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 import tritonq
 from tritonq import distributed, shards
@@ -24,26 +25,26 @@ def operators_on_dtensors(mesh, folder):
             for lies in (Replicate(), Shard(2), Shard(1)):
                 a = x.clone().requires_grad_()
                 mine = distribute_tensor(x, mesh, [lies]).requires_grad_()
-                want, y = tritonq.matmul(a, q), matmul(mine, weight, q.form)
+                want, y = tritonq.matmul(a, q), matmul(mine, *weight)
                 assert y.placements == (Shard(2) if axis == 0 else Partial(),) and y.shape == want.shape
                 near(y.full_tensor().detach(), want.detach())
-                near(matmul(mine, weight, q.form, everywhere).full_tensor().detach(), (want + bias).detach())
+                near(matmul(mine, *weight, everywhere).full_tensor().detach(), (want + bias).detach())
                 want.square().sum().backward()
                 y.redistribute(placements=[Replicate()]).square().sum().backward()
                 near(mine.grad.full_tensor(), a.grad)
             if axis == 0:
-                near(matmul(mine.detach(), weight, q.form, everywhere, "silu").full_tensor(), tritonq.matmul(x, q, bias, "silu"))
-        kept = [distribute_tensor(t, mesh, [Replicate()]) for t in q.flat()]
-        y = matmul(distribute_tensor(x, mesh, [Shard(1)]), kept, q.form, everywhere)
+                near(matmul(mine.detach(), *weight, everywhere, "silu").full_tensor(), tritonq.matmul(x, q, bias, "silu"))
+        kept = tree_map_only(torch.Tensor, lambda t: distribute_tensor(t, mesh, [Replicate()]), q.operands)
+        y = matmul(distribute_tensor(x, mesh, [Shard(1)]), *kept, everywhere)
         assert y.placements == (Shard(1),)
         near(y.full_tensor(), tritonq.matmul(x, q, bias))
-    compiled = torch.compile(lambda x, *weight: matmul(x, list(weight), q.form), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x, *weight: matmul(x, *weight), fullgraph=True, backend="aot_eager")
     q = tritonq.quantize(random(128, 512), "int4.g32")
     want, weight, x = tritonq.matmul(x, q), distributed.distribute_weight(q, mesh, 1), distribute_tensor(x, mesh, [Replicate()])
     near(compiled(x, *weight).full_tensor(), want)
-    refused(UnsupportedError, "partial sums", lambda: matmul(x, weight, q.form, None, "silu"))
-    refused(UnsupportedError, "swiglu", lambda: matmul(x, distributed.distribute_weight(q, mesh, 0), q.form, None, "swiglu"))
+    refused(UnsupportedError, "partial sums", lambda: matmul(x, *weight, None, "silu"))
+    refused(UnsupportedError, "swiglu", lambda: matmul(x, *distributed.distribute_weight(q, mesh, 0), None, "swiglu"))
     refused(InvalidProblemError, "stored_scale of .* must be S.*distribute_weight", lambda: matmul(
-        x, [weight[0], distribute_tensor(q.stored_scale, mesh, [Replicate()])], q.form))  # fmt: skip
-    refused(InvalidProblemError, "has the tensors packed, stored_scale, got 1", lambda: matmul(x, weight[:1], q.form))
-    refused(InvalidProblemError, "x must be a DTensor", lambda: matmul(random(2, 8, 512), weight, q.form))
+        x, weight[0], distribute_tensor(q.stored_scale, mesh, [Replicate()]), None, None, q.form))  # fmt: skip
+    refused(InvalidProblemError, "has the tensors packed, stored_scale, got 1", lambda: matmul(x, weight[0], None, None, None, q.form))
+    refused(InvalidProblemError, "x must be a DTensor", lambda: matmul(random(2, 8, 512), *weight))
