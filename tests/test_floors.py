@@ -14,6 +14,7 @@ FLOORS = {
     "tritonq.act_order": 0,
     "tritonq.errors": 0,
     "tritonq.files": 0,
+    "tritonq.kept": 0,
     "tritonq._triton": 0,
     "tritonq._version": 0,
     "tritonq.backend": 0,

@@ -61,6 +61,16 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+def as_computed(device: torch.device) -> contextlib.AbstractContextManager:
+    """Products in the dtypes that are written, also under autocast."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def reshaped(out: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """``out``, which nothing else holds, in another shape. A view, made where autograd does not look, could not be written in place."""
+    return out if out.shape == shape else torch.ops.aten._unsafe_view(out, shape)
+
+
 def uses_kernels(device: torch.device | str) -> bool:
     """Whether tensors on ``device`` go through the Triton kernels (compiled or interpreted)."""
     return backend(device) != "reference"

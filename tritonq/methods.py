@@ -268,5 +268,5 @@ def stored_fields(q: QTensor, method: QuantizationMethod) -> dict:
     zero_points = [0] * len(scales) if q.zero_point is None else q.zero_point.flatten().tolist()
     if not method.per_channel:
         return {"scale": scales[0], "zero_point": zero_points[0]}
-    mean = torch.tensor(math.fsum(scales) / len(scales)).clamp(min=2.0**-149).item()
+    mean = torch.tensor(math.fsum(scales) / len(scales), dtype=torch.float32).clamp(min=2.0**-149).item()
     return {"scale": mean, "channel_scales": tuple(scales), "channel_zero_points": tuple(zero_points)}

@@ -7,7 +7,7 @@ import torch
 
 from .act_order import column_order
 from .errors import InvalidProblemError
-from .plans.bound import find
+from .plans.bound import find, is_watched
 from .plans.core import expect_type
 from .plans.descriptors import DequantizeDesc, QuantizeDesc
 from .plans.select import select
@@ -46,6 +46,7 @@ def quantize(x: torch.Tensor, scheme: str | Scheme, *, layout: str = "row", g_id
         >>> tritonq.quantize(torch.randn(64, 256), "nf4.g64").bits_per_weight
         4.5
     """
+    x = x.resolve_neg() if isinstance(x, torch.Tensor) else x
     desc = QuantizeDesc.of(x, scheme, layout)
     order = None if g_idx is None else column_order(g_idx, desc.k, desc.scheme.group_size)
     if order is None:
@@ -75,7 +76,7 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
-    if _is_compiling():
+    if _is_compiling() or is_watched():
         return torch.ops.tritonq.dequantize(*q.operands, dtype)
     return select(DequantizeDesc.of(q, dtype)).run(q)
 
@@ -114,7 +115,8 @@ def matmul(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, activa
         expect_type(activation, str, "activation")
     if not _is_compiling():
         product = find(activation, choose_product, x, q, bias, residual)
-        if not ((x.requires_grad or (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad))
+        if product is not None and not (
+                (x.requires_grad or (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad))
                 and torch.is_grad_enabled()):  # fmt: skip
             return product.run(x, q, bias, residual)
     return torch.ops.tritonq.matmul(x, *q.operands, bias, activation, residual)

@@ -12,8 +12,9 @@ from operator import is_not
 
 import torch
 
+from .backend import reshaped
 from .errors import InvalidProblemError
-from .plans.bound import find
+from .plans.bound import find, made
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
 from .qstack import QStack
@@ -43,7 +44,10 @@ def _matmul(x, packed, scale, zero_point, others, form, bias=None, activation=No
         if (own_scale is not scale or own_zero_point is not zero_point or own_form != form
                 or own_others is not others and not _same(own_others, others)):  # fmt: skip
             q = _weight(packed, scale, zero_point, others, form)
-    return find(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
+    product = find(activation, choose_product, x, q, bias, residual)
+    if product is None:
+        product = made(activation, choose_product, x, q, bias, residual)
+    return product.run(x, q, bias, residual)
 
 
 def _same(some: Sequence | None, others: Sequence | None) -> bool:
@@ -79,7 +83,7 @@ def _dequantize_fake(packed, scale, zero_point, others, form, dtype=None):
 
 def _embedding(ids, *weight):
     rows = _weight(*weight).rows(ids.reshape(-1))
-    return select(DequantizeDesc.of(rows)).run(rows).view(*ids.shape, rows.shape[1])
+    return reshaped(select(DequantizeDesc.of(rows)).run(rows), (*ids.shape, rows.shape[1]))
 
 
 def _embedding_fake(ids, packed, scale, zero_point, others, form):
@@ -119,7 +123,8 @@ def _stack(packed, scale, zero_point, others, form) -> QStack:
 
 def _grouped_matmul(x, packed, scale, zero_point, others, form, ends, activation=None):
     def run(rows, q):
-        return find(activation, choose_product, rows, q, None, None).run(rows, q, None, None)
+        arguments = activation, choose_product, rows, q, None, None
+        return (find(*arguments) or made(*arguments)).run(rows, q, None, None)
 
     stack = _stack(packed, scale, zero_point, others, form)
     return _by_expert(x, stack, ends, features(stack.shape[1], activation), run)

@@ -219,6 +219,9 @@ def test_workspace_rules():
     with pytest.raises(WorkspaceTooSmallError) as caught:
         plan.run(None, torch.empty(23, dtype=torch.uint8), args)
     assert str(caught.value) == "DynamicRangeQuantizePlan needs a workspace of 24 bytes, got 23; allocate plan.workspace_size() bytes"
+    for odd in (torch.empty(1000, dtype=torch.uint8)[1:], torch.empty(1000, dtype=torch.uint8)[::2], torch.empty(8, 8).T[1:]):
+        with pytest.raises(InvalidProblemError, match="workspace must be contiguous and start at a multiple of 16 bytes"):
+            plan.run(None, odd, args)
     with pytest.raises(InvalidProblemError, match="^workspace must be a Tensor, got bytes"):
         plan.run(None, b"", args)
     with pytest.raises(UnsupportedError) as caught:

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from .._triton import jit, tl
+from ..kept import kept
 
 # Cells of the kernels' search table: round(u * CELL_DENSITY) + 16 for |u| <= 1.068, so 32 cells hold a group and the rounding of its scale.
 # CELL_SLOPE: the least multiple of 1/32 from 4 on with which line_table succeeds for NF4, for 8 bits at 192 and for 11 bits at 0.
@@ -59,7 +60,7 @@ def crowded(bounds: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(bound for bound, own in zip(bounds, cell) if cell.count(own) > 1)
 
 
-@cache
+@kept
 def bound_table(bounds: tuple[float, ...]) -> torch.Tensor | None:
     """float32 [2, 32]: the bound inside each cell (Inf: none), and 1.5 * 2**23 + how many lie in lower cells. None where two share a cell.
 
@@ -71,13 +72,13 @@ def bound_table(bounds: tuple[float, ...]) -> torch.Tensor | None:
     near_end = (scaled - scaled.round()).abs() > 0.499
     if near_end.any() or cell.unique().numel() < len(bounds) or int(cell[0]) < 1 or int(cell[-1]) > 30:
         return None
-    table = torch.full((2, 32), torch.inf)
-    table[0, cell.long()] = torch.tensor(bounds)
-    table[1] = torch.searchsorted(cell, torch.arange(32, dtype=torch.int32)) + _MAGIC
+    table = torch.full((2, 32), torch.inf, dtype=torch.float32)
+    table[0, cell.long()] = torch.tensor(bounds, dtype=torch.float32)
+    table[1] = torch.searchsorted(cell, torch.arange(32, dtype=torch.int32)).float() + _MAGIC
     return table
 
 
-@cache
+@kept
 def line_table(bounds: tuple[float, ...], bits: int, origin: float) -> torch.Tensor | None:
     """float32 [32]: ``x / scale * CELL_SLOPE + line[cell]``, rounded to an integer, is ``origin`` + the code of x / scale.
 
@@ -89,31 +90,32 @@ def line_table(bounds: tuple[float, ...], bits: int, origin: float) -> torch.Ten
     if table is None:
         return None
     below, center = table[1].double() - _MAGIC, (torch.arange(32).double() - 16) / _DENSITY
-    ends = (torch.arange(31) - 15.5) / _DENSITY
-    scale = (torch.arange(2 ** (bits - 1), 2**bits) / 2 ** (bits - 1)).double()[:, None, None]
-    target = torch.cat((torch.tensor(bounds), ends)).double()[:, None] * scale
+    ends = (torch.arange(31).double() - 15.5) / _DENSITY
+    scale = (torch.arange(2 ** (bits - 1), 2**bits).double() / 2 ** (bits - 1))[:, None, None]
+    exact = torch.tensor(bounds, dtype=torch.float32)
+    target = torch.cat((exact.double(), ends))[:, None] * scale
     unit = torch.exp2(torch.floor(torch.log2(target.abs())) - (bits - 1))
     x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit  # [scale, bound or end, x]
     inverse = (1.0 / scale).float().double()
     product = x * (inverse * _SLOPE).float()
-    want = torch.bucketize((x / scale).float(), torch.tensor(bounds))
+    want = torch.bucketize((x / scale).float(), exact)
     beyond = want > torch.arange(len(target[0]))[:, None]
     under, over = (torch.where(beyond, -torch.inf, product).amax((0, 2)), torch.where(beyond, product, torch.inf).amin((0, 2)))
     line = below - _SLOPE * center
-    line[table[0].isfinite()] = torch.arange(len(bounds)) + 0.5 - (under + over)[: len(bounds)] / 2
+    line[table[0].isfinite()] = torch.arange(len(bounds)).double() + 0.5 - (under + over)[: len(bounds)] / 2
     line = (line + origin).float()
     cell = (x * (inverse * _DENSITY).float()).round().int() + 16
     got = (product + line.double()[cell.clamp(0, 31).long()]).float().round()
-    return line if bool((got == want + origin)[cell.clamp(1, 31) == cell].all()) else None
+    return line if bool((got == want.float() + origin)[cell.clamp(1, 31) == cell].all()) else None
 
 
-@cache
+@kept
 def thresholds(bounds: tuple[float, ...], bits: int) -> tuple[float, ...] | None:
     """For each bound a float32 t: ``x > scale * t`` in float32 is ``x / scale > bound`` for x and scale of ``bits`` significant bits.
 
     It lies halfway between the quotients next to the bound. Tried as line_table is; None where a bound has none. 0 is its own.
     """
-    scale = (torch.arange(2 ** (bits - 1), 2**bits) / 2 ** (bits - 1)).double()[:, None]
+    scale = (torch.arange(2 ** (bits - 1), 2**bits).double() / 2 ** (bits - 1))[:, None]
     found = []
     for bound in bounds:
         target = bound * scale
@@ -121,14 +123,14 @@ def thresholds(bounds: tuple[float, ...], bits: int) -> tuple[float, ...] | None
         x = (torch.round(target / unit) + torch.arange(-2, 3)) * unit
         beyond = (x / scale).float() > bound
         under, over = (x / scale)[~beyond].max(), (x / scale)[beyond].min()
-        threshold = ((under + over) / 2).float() if bound else torch.tensor(0.0)
+        threshold = ((under + over) / 2).float() if bound else torch.tensor(0.0, dtype=torch.float32)
         if not torch.equal(x > (scale * threshold.double()).float(), beyond):
             return None
         found.append(threshold.item())
     return tuple(found)
 
 
-@cache
+@kept
 def _cells(bounds: tuple[float, ...], dtype: torch.dtype) -> tuple[float, torch.Tensor, torch.Tensor] | None:
     """Equal cells over the range of ``bounds``, each with at most one of them: cells per unit, bounds below each cell, the bound in it.
 

@@ -9,6 +9,7 @@ from math import gcd
 import torch
 
 from ..errors import InvalidProblemError
+from ..kept import plainly
 
 Twin = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,10 +80,11 @@ class Format:
     @cached_property
     def levels(self) -> torch.Tensor:
         """float32 ``[2**bits]``: the level of each stored code. Formats of at most 8 bits."""
-        stored = torch.arange(2**self.bits)
-        if not self.is_integer:
-            return self.decode_ref(stored)
-        return torch.where(stored > self.code_range[1], stored - 2**self.bits, stored).float()
+        with plainly():
+            stored = torch.arange(2**self.bits)
+            if not self.is_integer:
+                return self.decode_ref(stored)
+            return torch.where(stored > self.code_range[1], stored - 2**self.bits, stored).float()
 
     def row_bytes(self, k: int) -> int:
         """Bytes of ``k`` packed codes, ``ceil(k * bits / 8)``."""
@@ -118,7 +120,7 @@ def register(fmt: Format) -> Format:
         raise InvalidProblemError(f"format {fmt.name!r} must bring encode, decode, encode_ref and decode_ref, or none of them")
     if fmt.bits not in (2, 3, 4, 8, 16):
         raise InvalidProblemError(f"format {fmt.name!r} has {fmt.bits}-bit codes; packings exist for 2, 3, 4, 8 and 16 bits")
-    if fmt.recode is not None and (zero := int(fmt.encode_ref(torch.zeros(1)))) != 0:
+    if fmt.recode is not None and (zero := int(fmt.encode_ref(torch.zeros(1, dtype=torch.float32)))) != 0:
         raise InvalidProblemError(f"format {fmt.name!r} has recode, and {zero} as the code of 0; it must be 0, which fills rows")
     FORMATS[fmt.name] = fmt
     return fmt

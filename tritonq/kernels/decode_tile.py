@@ -5,13 +5,12 @@ assembly, so it also runs in the interpreter and on AMD.
 """
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
 from .._triton import jit, tl
 from ..formats import Format
 from ..formats.packing import load_code
+from ..kept import kept
 from ..layouts import frag, frag_codes
 from ..qtensor import QTensor
 from .constants import decode_constants
@@ -137,7 +136,7 @@ def spread_units(t, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNIT: tl.const
     return tl.broadcast_to(t[:, :, None], (BLOCK_N, BLOCK_K // UNIT, UNIT)).reshape(BLOCK_N, BLOCK_K)
 
 
-@cache
+@kept
 def stored_levels(fmt: Format, device: torch.device) -> torch.Tensor:
     """float32 level of each code as layout ``frag`` stores it."""
     levels = torch.empty_like(fmt.levels)

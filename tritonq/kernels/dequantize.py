@@ -1,13 +1,12 @@
 """Floor 3. Packed codes back to numbers: ``dequantize_rows`` where runs of neighbours share bytes and scale, else ``dequantize_tiles``."""
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
 from .._triton import jit, tl, triton
 from ..formats.core import Format
 from ..formats.packing import load_code
+from ..kept import kept
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from .constants import MAX_GRID_Y, decode_constants, next_power_of_two
@@ -109,7 +108,7 @@ def config(k: int) -> dict[str, int]:
     return {"BLOCK_N": 4, "BLOCK_K": 512, "num_warps": 4}
 
 
-@cache
+@kept
 def levels_tensor(fmt: Format, device: torch.device) -> torch.Tensor | None:
     """float32 [32]: the levels of a code book, over and over, one for each lane of a warp; None where dequantize_rows looks up none."""
     if fmt.is_integer or fmt.bits > 5:

@@ -10,6 +10,7 @@ import threading
 
 import torch
 
+from ..backend import as_computed
 from ..layouts.by_group import up
 from ..qtensor import QTensor
 from .dequantize_range import STEP, dequantize_range
@@ -105,7 +106,8 @@ def _whole_sums(device: torch.device):
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     """out = a @ b of 16-bit operands with float32 sums, rounded once to out's dtype (that of a, or float32)."""
     if a.device.type == "cpu":  # where torch promises nothing about sums of 16-bit numbers
-        out.copy_(a.float() @ b.float())
+        with as_computed(a.device):
+            out.copy_(a.float() @ b.float())
         return
     with _whole_sums(a.device):
         if out.dtype == a.dtype:

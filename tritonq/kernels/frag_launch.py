@@ -1,12 +1,11 @@
 """Floor 3. Configuration and launch of :mod:`matmul_frag`: tiles, splits, tables, counters."""
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
 from .._triton import LACKS_PROXY_FENCE, tl, triton
 from ..formats import Format
+from ..kept import kept
 from ..layouts import frag, frag_codes
 from ..layouts.byte_planes import byte_planes
 from ..qtensor import QTensor
@@ -121,7 +120,7 @@ def group_constant(scheme: Scheme, k: int) -> int:
     return 0 if columns >= k else columns
 
 
-@cache
+@kept
 def table_words(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
     """The byte planes of a code book and the factors of their asm on the device, each word 8 times; None for other codes."""
     if not frag_codes.is_book(fmt):

@@ -6,12 +6,12 @@ Four ways, one signature ``(words, high, zero, PLANE, BITS, DTYPE, TABLE)``; :fu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 from .._triton import jit, tl
 from ..formats import Format
+from ..kept import kept
 
 _SIGN = tl.constexpr(-32768)  # 0x8000 as int16
 
@@ -81,7 +81,7 @@ class Codec:
     error: float
 
 
-@cache
+@kept
 def codec(fmt: Format, dtype: torch.dtype) -> Codec | None:
     """None where the levels do not fit ``dtype``: one overflows, or loses more than its rounding."""
     if fmt.is_integer:
@@ -97,7 +97,7 @@ def codec(fmt: Format, dtype: torch.dtype) -> Codec | None:
     return Codec(unpack_level, None, error)
 
 
-@cache
+@kept
 def level_table(fmt: Format, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
     """What :func:`unpack_level` looks up; None for formats that need no table."""
     return fmt.levels.to(dtype).to(device) if codec(fmt, dtype).unpack is unpack_level else None

@@ -1,13 +1,13 @@
 """Floor 3. Which shorter arithmetic of quantize_words gives the same bits for a scheme and a dtype, and the tables that it searches."""
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from ..formats.codebook import bound_table, crowded, line_table, thresholds
 from ..formats.fp4_e2m1 import FP4_E2M1
+from ..kept import kept
 from ..scheme import Scheme
 from .pack import PAIR_ORIGIN
 
@@ -17,7 +17,7 @@ LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0*
 MOST_CROWDED = 4
 
 
-@cache
+@kept
 def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     """Which shorter arithmetic gives the same bits, and for which scales.
 
@@ -34,7 +34,7 @@ def short_cuts(scheme: Scheme, dtype: torch.dtype) -> dict:
     E2M1: codes are those of the float that pack_e2m1 knows.
     """
     fmt, storage = scheme.format, scheme.scale_format(dtype)
-    splits_zero = not fmt.is_integer and bool(fmt.encode_ref(torch.tensor([2.0**-149])) != fmt.encode_ref(torch.tensor([0.0])))
+    splits_zero = not fmt.is_integer and fmt.encode_ref(torch.tensor([2.0**-149, 0.0], dtype=torch.float32)).unique().numel() > 1
     fast = dtype != torch.float64 and (not scheme.float_zero or _holds(scheme.zero_format(dtype).dtype, dtype))
     largest = LEAST[dtype] / LEAST[torch.float32] if fast and splits_zero else 2.0**60
     # The scale that divides: as it is stored, but nvfp4's is a product in float32.
@@ -71,7 +71,7 @@ class CellSearch(NamedTuple):
     crowded: tuple[float, ...]
 
 
-@cache
+@kept
 def cell_search(scheme: Scheme, dtype: torch.dtype) -> CellSearch | None:
     """None without a table, see formats/codebook.py."""
     fmt, storage = scheme.format, scheme.scale_format(dtype)
@@ -93,7 +93,7 @@ def cell_search(scheme: Scheme, dtype: torch.dtype) -> CellSearch | None:
     return CellSearch("bound", False, bound_table(bounds), many)
 
 
-@cache
+@kept
 def cells_tensor(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The table that the kernel searches, on the device."""
     return cell_search(scheme, dtype).table.to(device)

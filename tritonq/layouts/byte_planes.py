@@ -12,11 +12,11 @@ constant per dtype that makes such a pairing exist with the least rounding. The 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 from ..formats import Format
+from ..kept import kept
 
 _STEPS = 256
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ def byte_planes(fmt: Format, dtype: torch.dtype) -> BytePlanes | None:
     return None if found is None else found[dtype]
 
 
-@cache
+@kept
 def _search(fmt: Format) -> dict[torch.dtype, BytePlanes] | None:
     levels = fmt.levels.double()
     if fmt.bits != 4 or not bool(levels.isfinite().all()):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from ..formats import Format
 from ..formats.numerics import decode_minifloat_ref
 from ..formats.packing import pack_row, unpack_row
+from ..kept import kept
 from .byte_planes import byte_planes
 
 TILE = 64  # rows of a tile
@@ -74,7 +74,7 @@ def is_book(fmt: Format) -> bool:
     return fmt.bits == 4 and not fmt.is_integer
 
 
-@cache
+@kept
 def exponent_bits(fmt: Format) -> int | None:
     """Of codes that are floats with a sign, an IEEE bias and subnormals, as e4m3 and e5m2; None for other codes."""
     codes = torch.arange(2**fmt.bits)

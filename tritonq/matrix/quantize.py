@@ -48,7 +48,8 @@ def quantize_matrix(
         fields["zero_point"] = _rounded(sum(zero_points) / len(zero_points), rounding)
     if method is _METHOD.UINT4:
         # As the quotient of two float32 values, rounded to float32 first: what a caller computing it from the fields gets.
-        fields["zero_point"] = _rounded((-torch.tensor(fields["min_val"]) / torch.tensor(fields["scale"])).item(), rounding)
+        low, scale = torch.tensor([fields["min_val"], fields["scale"]], dtype=torch.float32)
+        fields["zero_point"] = _rounded((-low / scale).item(), rounding)
     return q, QuantizationParams(bits=bits, method=method, data_type=method.data_type(bits), **fields)
 
 

@@ -55,7 +55,7 @@ def create_params_from_range(bits: int, min_val: float, max_val: float, symmetri
         raise InvalidProblemError(f"min_val={min_val!r} is greater than max_val={max_val!r}; swap them")
     method = QuantizationMethod.SYMMETRIC if expect_type(symmetric, bool, "symmetric") else QuantizationMethod.AFFINE
     scheme = encoding_scheme(method, bits, rounding)
-    low, high = torch.tensor([min_val]).float(), torch.tensor([max_val]).float()
+    low, high = torch.tensor([[min_val], [max_val]], dtype=torch.float32)
     if symmetric:
         scale, zero_point = scale_from_absmax(torch.maximum(-low, high), scheme, torch.float32), 0
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from .. import ops
+from ..backend import reshaped
 from ..errors import InvalidProblemError
 from ..formats.numerics import narrow_ref, round_half_away_ref
 from ..methods import QuantizationMethod
@@ -43,7 +44,7 @@ class _StraightThrough(torch.autograd.Function):
         q = encode(matrix, bits, method, rounding)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(gradient_mask(matrix, q, *method.code_range(bits)).view(x.shape))
-        return ops.dequantize(q, x.dtype).view(x.shape)
+        return reshaped(ops.dequantize(q, x.dtype), x.shape)
 
     @staticmethod
     def backward(ctx, gradient):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..backend import environment
+from ..backend import environment, reshaped
 from ..kernels.bound import BoundMatmul
 from ..qtensor import QTensor
 
@@ -25,8 +25,11 @@ _TensorGuards = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 
 def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
-         workspace: torch.Tensor | None = None) -> Product:  # fmt: skip
+         workspace: torch.Tensor | None = None) -> Product | None:  # fmt: skip
     """The product of these arguments, from the weight where it keeps one like it.
+
+    None where x is more than a plain tensor, or operators are watched or replaced (dispatch modes, torch.func): such a call must not be
+    remembered.
 
     Args:
         owner: tells apart who asks: the name of an activation, or a plan's own ``choose``.
@@ -56,29 +59,33 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
             return product
     except (KeyError, AttributeError, TypeError):  # none yet, no tensor, no QTensor
         pass
-    product, kept = _look_up(owner, choose, x, q, bias, residual)
-    if workspace is not None:
-        product.plan.check_workspace(workspace, x.device)
-    if kept:
+    product = _look_up(owner, choose, x, q, bias, residual)
+    if product is not None:
+        if workspace is not None:
+            product.plan.check_workspace(workspace, x.device)
         q._products.setdefault(owner, Latest()).put(product, x, bias, residual, workspace)
     return product
 
 
-def _look_up(owner, choose, x, q, bias, residual) -> tuple[Product, bool]:
-    """A product, and whether the weight keeps it."""
-    key = None
-    # Subclasses of Tensor, and everything while a dispatch mode is active, are judged every time.
-    if type(x) in _PLAIN and not _dispatch_modes():
-        try:
-            key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variable(_backend)
-            if bias is not None or residual is not None:
-                key = *key, _facts(bias), _facts(residual)
-            if (product := q._products.get((owner, key))) is not None:
-                return product, True
-        except (AttributeError, RuntimeError):  # no tensor, no QTensor, a layout without strides
-            key = None
-    if key is None:
-        return Product(choose(owner, x, q, bias, residual), x, q, bias, residual), False
+def made(owner, choose: Callable, x, q, bias, residual, workspace=None) -> Product:
+    """As :func:`find`, and nothing is kept."""
+    product = Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
+    if workspace is not None:
+        product.plan.check_workspace(workspace, x.device)
+    return product
+
+
+def _look_up(owner, choose, x, q, bias, residual) -> Product | None:
+    tensors = [x, *(tensor for tensor in (bias, residual) if tensor is not None)]
+    if not isinstance(q, QTensor) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        choose(owner, x, q, bias, residual)  # which refuses it
+    if not all(map(is_plain, tensors)) or is_watched():
+        return None
+    key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variable(_backend)
+    if bias is not None or residual is not None:
+        key = *key, _facts(bias), _facts(residual)
+    if (product := q._products.get((owner, key))) is not None:
+        return product
     with _lock:  # threads that ask for the same at once share one, which compiles and loads once
         product = q._products.get((owner, key))
         if product is None:
@@ -86,7 +93,17 @@ def _look_up(owner, choose, x, q, bias, residual) -> tuple[Product, bool]:
             while len(q._products) >= LIMIT:
                 del q._products[next(iter(q._products))]
             q._products[owner, key] = product
-    return product, True
+    return product
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode (FakeTensorMode, for one) or a transform of torch.func sees the operators that run now."""
+    return bool(_dispatch_modes()) or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_plain(tensor) -> bool:
+    """A tensor whose elements lie in memory as they are: no subclass, not nested or sparse, not negated when it is read."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
 
 
 class Latest:
@@ -124,7 +141,7 @@ def _like(*tensors: torch.Tensor) -> Callable:
 def _facts(tensor: torch.Tensor | None) -> tuple | None:
     if tensor is None:
         return None
-    return type(tensor) in _PLAIN or type(tensor), tensor.dtype, tensor.shape, tensor.is_contiguous() or tensor.stride(), tensor.device
+    return tensor.dtype, tensor.shape, tensor.is_contiguous() or tensor.stride(), tensor.device
 
 
 class Product:
@@ -149,7 +166,7 @@ class Product:
         if workspace is not None:
             self.plan.check_workspace(workspace, x.device)
         matrix, added = self._matrices(x, q, residual)
-        return self.kernel.run(matrix, q, bias, added, workspace).view(self.shape)
+        return reshaped(self.kernel.run(matrix, q, bias, added, workspace), self.shape)
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Compile and load, launching nothing."""

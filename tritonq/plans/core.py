@@ -208,13 +208,16 @@ class PlanPreference:
     deterministic: bool = True
 
 
-def check_workspace(workspace: torch.Tensor | None, needed: int, what: str) -> None:
-    """Refuse a workspace that is no dense tensor or smaller than ``needed`` bytes."""
-    if workspace is not None:
-        expect_dense(workspace, "workspace")
-    got = 0 if workspace is None else workspace.nbytes
-    if got < needed:
-        raise WorkspaceTooSmallError(needed, got, what)
+def check_workspace(workspace: torch.Tensor, needed: int, what: object, device: torch.device) -> None:
+    """Refuse a workspace that cannot be used on ``device`` or has fewer than the ``needed`` bytes of ``what``."""
+    if expect_dense(workspace, "workspace").nbytes < needed:
+        raise WorkspaceTooSmallError(needed, workspace.nbytes, str(what))
+    if not needed:
+        return
+    if workspace.device != device:
+        raise InvalidProblemError(f"workspace must be on {device}, where the tensors are, got {workspace.device}")
+    if workspace.data_ptr() % 16 or not workspace.is_contiguous():
+        raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
 
 
 def expect_type(value, kind: type | tuple[type, ...], name: str):
@@ -228,14 +231,16 @@ def expect_type(value, kind: type | tuple[type, ...], name: str):
 
 
 def expect_dense(value, name: str) -> torch.Tensor:
-    """``value`` if it is a tensor whose elements lie in memory; sparse, meta and quantized tensors are refused."""
+    """``value`` if it is a tensor whose elements lie in memory as they are: not sparse, nested, meta, quantized or negated."""
     tensor = expect_type(value, torch.Tensor, name)
     kinds = {
+        "a nested tensor": tensor.is_nested,
         f"{tensor.layout}": tensor.layout != torch.strided,
         "a meta tensor": tensor.device.type == "meta",
         "a torch quantized tensor": tensor.is_quantized,
+        "a view that is negated when it is read (resolve_neg)": tensor.is_neg(),
     }
     if what := next((kind for kind, found in kinds.items() if found), None):
-        shape = tuple(tensor.shape)
-        raise InvalidProblemError(f"{name} must be a dense tensor with data, got {what} of shape {shape}; make it dense first")
+        shape = "" if tensor.is_nested else f" of shape {tuple(tensor.shape)}"
+        raise InvalidProblemError(f"{name} must be a dense tensor with data, got {what}{shape}; make it dense first")
     return tensor

@@ -131,7 +131,7 @@ class SmoothQuantLinearDescriptor:
         for name in ("m", "n", "k"):
             size(getattr(self, name), name)
         expect_type(self.act_scale, (float, int), "act_scale")
-        as_float32 = torch.tensor(float(self.act_scale)).item()
+        as_float32 = torch.tensor(float(self.act_scale), dtype=torch.float32).item()
         if not 0 < as_float32 < math.inf:
             raise InvalidProblemError(f"act_scale must be a finite float32 greater than 0, got {self.act_scale}")
         one_of(self.activation_dtype, (torch.int8,), "activation_dtype")
@@ -184,7 +184,7 @@ class SmoothQuantLinearPlan(SeedPlan):
     def _execute(self, args: SmoothQuantLinearArgs, workspace: torch.Tensor | None) -> torch.Tensor:
         desc, device = self.desc, args.act_q.device
         out = given_or_empty(args.output, (desc.m, desc.n), desc.output_dtype, device)
-        as_float32 = torch.tensor(float(desc.act_scale)).item()
+        as_float32 = torch.tensor(float(desc.act_scale), dtype=torch.float32).item()
         act_scale = given_or_empty(args.act_scale_scratch, (1,), self._scale_dtype, device).fill_(as_float32)
         if not args.act_q.numel():
             return out.zero_()

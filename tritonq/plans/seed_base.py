@@ -167,9 +167,9 @@ class SeedPlan:
         status = self.can_implement(args)
         if not status:
             raise InvalidProblemError(f"{type(self).__name__} cannot run: {status.reason}")
-        if workspace is not None:
-            check_workspace(expect_type(workspace, torch.Tensor, "workspace"), self.workspace_size(), type(self).__name__)
         device = next(value.device for value in vars(args).values() if isinstance(value, torch.Tensor))
+        if workspace is not None:
+            check_workspace(workspace, self.workspace_size(), type(self).__name__, device)
         on_stream = torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()
         with torch.no_grad(), current_device(device), on_stream:
             return self._execute(args, workspace)

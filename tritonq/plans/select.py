@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..backend import current_device
+from ..backend import current_device, reshaped
 from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
-from .bound import find
+from .bound import find, made
 from .configs import Choice, choose
 from .constraints import valid
 from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
@@ -75,7 +75,7 @@ class Plan:
             if isinstance(self.desc, MatmulBackwardDesc):
                 dy, q = tensors
                 dx = self.kernel.launch(self.desc, self.config, workspace, dy.reshape(self.desc.m, q.shape[0]), q)
-                return (dx.index_select(1, q.column_rank) if self.desc.act_order else dx).view(*dy.shape[:-1], q.shape[1])
+                return reshaped(dx.index_select(1, q.column_rank) if self.desc.act_order else dx, (*dy.shape[:-1], q.shape[1]))
             out = self.kernel.launch(self.desc, self.config, workspace, *tensors)
         if isinstance(out, QTensor):
             return out.relayout(self.desc.layout)
@@ -88,16 +88,7 @@ class Plan:
 
     def check_workspace(self, workspace: torch.Tensor, device: torch.device) -> None:
         """Refuse one that :meth:`run` on that device could not use."""
-        needed = self.workspace_size()
-        right = isinstance(workspace, torch.Tensor) and workspace.layout is torch.strided and workspace.nbytes >= needed
-        if not right or workspace.device.type == "meta":
-            check_workspace(workspace, needed, str(self.desc))
-        if not needed:
-            return
-        if workspace.device != device:
-            raise InvalidProblemError(f"workspace must be on {device}, where the tensors are, got {workspace.device}")
-        if workspace.data_ptr() % 16 or not workspace.is_contiguous():
-            raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
+        check_workspace(workspace, self.workspace_size(), self.desc, device)
 
     def _describe(self, *tensors, **epilogue) -> Desc:
         want = 2 if isinstance(self.desc, MatmulDesc | MatmulBackwardDesc) else 1
@@ -124,14 +115,16 @@ class MatmulPlan(Plan):
             WorkspaceTooSmallError: ``workspace`` (uint8, on the same device) holds fewer than :meth:`workspace_size` bytes.
         """
         choose = self._choose
-        return find(choose, choose, x, q, bias, residual, workspace).run(x, q, bias, residual, workspace)
+        product = find(choose, choose, x, q, bias, residual, workspace) or made(choose, choose, x, q, bias, residual, workspace)
+        return product.run(x, q, bias, residual, workspace)
 
     def prepare(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None) -> None:
         """Compile and load what ``run(x, q, bias=, residual=)`` launches, and launch nothing: before a CUDA graph is captured.
 
         The tensors' dtypes, shapes, strides, alignment and devices count, not their values.
         """
-        find(self._choose, self._choose, x, q, bias, residual).prepare(x, q, bias, residual)
+        choose = self._choose
+        (find(choose, choose, x, q, bias, residual) or made(choose, choose, x, q, bias, residual)).prepare(x, q, bias, residual)
 
     @cached_property
     def _choose(self) -> Callable:

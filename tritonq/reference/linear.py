@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..backend import as_computed
 from ..formats.nf4 import LEVELS
 from .affine import compute_dtype
 
@@ -29,4 +30,5 @@ def nf4_matmul(activation: torch.Tensor, weight: torch.Tensor, absmax: torch.Ten
     """``out[m, n] = sum_k activation[m, k] * w_hat[n, k]`` in float32."""
     w_hat = torch.empty(2 * weight.shape[0], weight.shape[1], dtype=torch.float32, device=weight.device)
     nf4_dequantize(weight, absmax, out=w_hat)
-    out[:] = activation.float() @ w_hat.T
+    with as_computed(out.device):
+        out[:] = activation.float() @ w_hat.T

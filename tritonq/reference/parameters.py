@@ -64,7 +64,7 @@ def double_quantize(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
     The offset is the mean, summed in float64 so that it does not depend on the order of the sum.
     """
-    offset = scale.double().mean().float() if scale.numel() else torch.zeros((), device=scale.device)
+    offset = scale.double().mean().float() if scale.numel() else torch.zeros((), dtype=torch.float32, device=scale.device)
     centred = torch.nn.functional.pad((scale - offset).flatten(), (0, -scale.numel() % DQ_BLOCK)).view(-1, DQ_BLOCK)
     absmax = centred.abs().amax(1)
     table = torch.tensor(DYNAMIC_MAP, dtype=torch.float32, device=scale.device)
