@@ -11,7 +11,7 @@ import torch
 
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, expected_flat, operands, parse_form
+from .qtensor import QTensor, expected_flat, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -157,6 +157,9 @@ class QStack:
         if len(tensors) != len(names):
             raise InvalidProblemError(f"stacked weights of form {form!r} have the tensors {', '.join(names)}, got {len(tensors)}")
         return cls(scheme, (tensors[0].shape[0], *shape), dtype, layout=layout, **dict(zip(names, tensors, strict=True)))
+
+    def __reduce__(self):
+        return reduce(self)
 
     def __repr__(self) -> str:
         layout = "" if self.layout == "row" else f", layout={self.layout}"

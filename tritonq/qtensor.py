@@ -231,6 +231,11 @@ class QTensor:
             >>> tritonq.quantize(torch.tensor([[1.0], [2.0], [4.0]]), "int8").rows(torch.tensor([2, 0])).dequantize().tolist()
             [[4.0], [1.0]]
         """
+        if not isinstance(indices, torch.Tensor) or indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
+            got = f"{indices.dtype} {list(indices.shape)}" if isinstance(indices, torch.Tensor) else type(indices).__name__
+            raise InvalidProblemError(f"rows are named by integers [T], int32 or int64, got {got}")
+        if indices.device.type == "cpu" and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[0]:
+            raise InvalidProblemError(f"rows 0 to {self.shape[0] - 1} exist, got {int(indices.min())} to {int(indices.max())}")
         if "dq" in self.scheme.options or (self.scheme.has_scale and self.scheme.group_shape(2, self.shape[1])[0] != 1):
             rule = "rows can be taken where each has scales of its own; take a group size or 'channel', without dq"
             raise UnsupportedError(f"{self.scheme}: {rule}")
@@ -357,7 +362,7 @@ class QTensor:
         return cls.from_tensors(scheme, shape, dtype, {name: tensor for name, tensor in named.items() if tensor is not None})
 
     def __reduce__(self):
-        return _unpickle, ({f.name: _as_bytes(getattr(self, f.name)) for f in fields(self)},)
+        return reduce(self)
 
     def __repr__(self) -> str:
         facts = f"shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device}"
@@ -393,12 +398,14 @@ def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, la
     return {f.name: want for f in fields(QTensor) if (want := expected.get(f.name)) is not None}
 
 
-def _as_bytes(value):
-    """8-bit floats as (bytes, dtype): torch cannot pickle their storage."""
-    eight_bit_float = isinstance(value, torch.Tensor) and value.dtype.itemsize == 1 and value.dtype != torch.uint8
-    return (value.view(torch.uint8), value.dtype) if eight_bit_float else value
+def reduce(value) -> tuple:
+    """How the fields of a QTensor, and no more, are pickled: 8-bit floats as (bytes, dtype), since torch cannot pickle their storage."""
+    state = {f.name: getattr(value, f.name) for f in fields(value)}
+    small = {name: (part.view(torch.uint8), part.dtype) for name, part in state.items()
+             if isinstance(part, torch.Tensor) and part.dtype.itemsize == 1 and part.dtype != torch.uint8}  # fmt: skip
+    return _unpickle, (type(value), state | small)
 
 
-def _unpickle(state: dict) -> QTensor:
+def _unpickle(kind: type, state: dict):
     pairs = {name: value for name, value in state.items() if isinstance(value, tuple) and isinstance(value[0], torch.Tensor)}
-    return QTensor(**state | {name: stored.view(dtype) for name, (stored, dtype) in pairs.items()})
+    return kind(**state | {name: stored.view(dtype) for name, (stored, dtype) in pairs.items()})

@@ -1,6 +1,7 @@
 """Stacks of quantized matrices, the grouped product, QuantExperts, and experts of Transformers models."""
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -244,3 +245,25 @@ def test_a_file_may_hold_all_rows_of_all_experts_as_one_matrix(tmp_path):
     safetensors.torch.save_file(kept, tmp_path / "whole" / "model.safetensors", {"format": "pt"})
     assert kept["model.layers.0.mlp.experts.gate_up_proj"].shape == (4 * 64, 32)
     assert same_bits(logits(load(tmp_path / "whole")), logits(model))
+
+
+def test_tokens_without_experts_and_none_at_all():
+    experts = QuantExperts.from_weights(weights(4, 64, 64), weights(4, 64, 32), "int8")
+    assert experts(torch.randn(0, 64), torch.zeros(0, 2, dtype=torch.int64), torch.ones(0, 2)).shape == (0, 64)
+    x = torch.randn(3, 64)
+    assert not experts(x, torch.zeros(3, 0, dtype=torch.int64), torch.ones(3, 0)).any()
+    assert not experts(x, torch.full((3, 2), -1), torch.ones(3, 2)).any() and not experts(x, torch.full((3, 2), 4), torch.ones(3, 2)).any()
+    index, share = torch.tensor([[0, 3], [1, 2], [3, 1]]), torch.rand(3, 2, dtype=torch.float64)
+    experts = QuantExperts.from_weights(weights(4, 64, 64).double(), weights(4, 64, 32).double(), "int8")
+    torch.testing.assert_close(experts(x.double(), index, share), Plain(experts)(x.double(), index, share), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", ["int4.g32", "mxfp4", "int4.g32.se4m3"])
+def test_pickles_hold_the_tensors_once(scheme):
+    experts = QuantExperts.from_weights(weights(4, 64, 64), weights(4, 64, 32), scheme)
+    before = len(pickle.dumps(experts))
+    x, index, share = torch.randn(3, 64), torch.tensor([[0, 3], [1, 2], [3, 1]]), torch.rand(3, 2)
+    want = experts(x, index, share)
+    stored = pickle.dumps(experts)
+    assert len(stored) == before and same_bits(pickle.loads(stored)(x, index, share), want)
+    assert same_bits(copy.deepcopy(experts)(x, index, share), want)

@@ -112,7 +112,9 @@ def test_a_state_that_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="Missing key.*weight_zero_point"):
         linear("uint4.g32").load_state_dict(layer.state_dict())
     with pytest.raises(RuntimeError, match=r"weight: nf4 of shape \(40, 96\).*needs stored_scale"):
-        layer.load_state_dict(linear("nf4.g32").state_dict())
+        layer.load_state_dict(dict(linear("nf4.g32").state_dict()))
+    with pytest.raises(RuntimeError, match="weight: the state is of scheme fp4_bnb, this layer of nf4"):  # whose tensors look alike
+        layer.load_state_dict(linear("fp4_bnb").state_dict())
     with pytest.raises(RuntimeError, match="needs packed"):
         layer.load_state_dict(nn.Linear(96, 40).state_dict() | {"weight_scale": layer.weight_scale})
     with pytest.raises(RuntimeError, match="Unexpected key.*weight_zero"):
@@ -348,3 +350,58 @@ def test_adapters_learn_around_a_frozen_weight():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(map(same_bits, codes, [m.weight for m in model.modules() if isinstance(m, QuantLinear)]))
+
+
+class Shared(nn.Module):
+    """One Linear in three places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(64, 64)
+        self.b, self.c = self.a, nn.Sequential(self.a)
+
+
+def test_a_module_in_several_places_is_replaced_in_all():
+    model = Shared()
+    assert [one.name for one in tritonq.quantize_(model, "int4.g32").quantized] == ["a.weight"]
+    assert type(model.a) is QuantLinear and model.a is model.b is model.c[0]
+    model = Shared()
+    tritonq.nn.prepare_qat_(model, "int4.g32")
+    assert type(model.a) is tritonq.nn.FakeQuantLinear and model.a is model.b is model.c[0]
+    assert tritonq.nn.convert_qat_(model) == 1 and type(model.a) is QuantLinear and model.a is model.b is model.c[0]
+
+
+class Reads(nn.Module):
+    """Its code reads the weight of one child, and makes that of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.out = (nn.Linear(64, 64) for _ in range(3))
+        self.out.weight.data.zero_()
+
+    def forward(self, x):
+        return self.out(self.down(self.up(x).to(self.down.weight.dtype)).to(self.up.weight.device))
+
+
+def test_layers_whose_weight_the_model_reads_are_kept():
+    model, x = nn.ModuleDict({"block": Reads()}), torch.randn(2, 64)
+    report = tritonq.quantize_(model, "int8")
+    assert [one.name for one in report.quantized] == ["block.up.weight", "block.out.weight"]
+    assert "Reads reads its weight itself" in str(report) and model["block"](x).shape == x.shape
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0).eval()
+    with pytest.warns(UserWarning, match="no Linear holds them"):
+        assert not tritonq.quantize_(layer, "int8").quantized
+    with torch.no_grad():
+        layer(torch.randn(2, 5, 64))
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model._keep_in_fp32_modules = ["1"]
+    assert [one.name for one in tritonq.quantize_(model, "int8").quantized] == ["0.weight"]
+
+
+@pytest.mark.parametrize("wrong, text", [
+    (torch.tensor([-1]), "rows 0 to 9 exist, got -1"), (torch.tensor([10]), "got 10 to 10"), (torch.tensor([True]), "torch.bool"),
+    (torch.tensor([1], dtype=torch.int16), "int16"), ([1], "list"), (torch.tensor([[1]]), r"\[1, 1\]"),
+])  # fmt: skip
+def test_rows_that_do_not_exist(wrong, text):
+    with pytest.raises(InvalidProblemError, match=text):
+        tritonq.quantize(torch.randn(10, 64), "int8").rows(wrong)

@@ -203,3 +203,12 @@ def test_a_layer_is_a_module_and_a_linear(tmp_path):
     assert half.weight_zero_point.dtype == torch.uint8 and half(x.half()).dtype == torch.float16
     assert same_bits(half.to_quant_linear().qtensor.dequantize(), half.fake_weight().detach())
     assert str(layer) == "FakeQuantLinear(in_features=96, out_features=40, bias=True, scheme=uint4.g32, learned scale)"
+
+
+@pytest.mark.parametrize("scheme", ["uint4.g32.fz", "uint4.g32.fz.s16", "uint4.g32.fz.s32", "uint4.g32"])
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
+def test_learned_scales_after_a_cast(scheme, cast):
+    layer = getattr(FakeQuantLinear(torch.nn.Linear(64, 32), scheme, learn_scale=True), cast)()
+    x = torch.randn(2, 64, dtype=layer.weight.dtype)
+    assert layer(x).dtype == x.dtype
+    assert torch.equal(layer.to_quant_linear().qtensor.dequantize(), layer.fake_weight())

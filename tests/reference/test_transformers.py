@@ -9,7 +9,7 @@ import tritonq
 from tests.support.schemes import same_bits
 from tritonq.nn import QuantLinear
 
-pytest.importorskip("transformers", minversion="5.19")
+transformers = pytest.importorskip("transformers", minversion="5.19")
 from tests.support.tiny_models import IDS, load, logits, make  # noqa: E402
 from tritonq.integrations.transformers import TritonQConfig  # noqa: E402
 
@@ -107,3 +107,16 @@ def test_without_the_import_nothing_is_loaded_and_the_method_is_named(tmp_path):
 def test_the_package_does_not_import_the_framework():
     code = "import sys, tritonq; assert not {'transformers', 'vllm', 'torchao'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_that_the_model_reads_itself(tmp_path):
+    """T5 casts to the dtype of wo: kept while loading, and decoded where a file holds it quantized."""
+    config = transformers.T5Config(vocab_size=96, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tritonq.checkpoints.quantize_checkpoint(tmp_path / "t5", tmp_path / "q", "int8")
+    ids = torch.randint(5, 90, (2, 7))
+    for folder, more in ((tmp_path / "t5", {"quantization_config": TritonQConfig("int8")}), (tmp_path / "q", {})):
+        model = transformers.T5ForConditionalGeneration.from_pretrained(folder, **more).eval()
+        ffn = model.encoder.block[0].layer[1].DenseReluDense
+        assert type(ffn.wi) is QuantLinear and type(ffn.wo) is torch.nn.Linear
+        assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()

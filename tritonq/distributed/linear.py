@@ -181,7 +181,7 @@ def gather(model: torch.nn.Module) -> dict[str, QTensor | QStack | torch.Tensor]
         >>> if torch.distributed.get_rank() == 0: tritonq.save(tensors, "model.safetensors")  # doctest: +SKIP
     """
     named = dict(model.state_dict())
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantizedModule):
             for own, q in module.quantized.items():
                 name = f"{path}.{own}" if path else own

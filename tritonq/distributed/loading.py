@@ -131,7 +131,7 @@ def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[
         act_order = any(entry.name == f"{one.name}_column_order" for entry in checkpoint.entries(one.name))
         q = QTensor.on_meta(Scheme.parse(record.scheme), record.shape, record.dtype, act_order=act_order)
         new = QuantLinear(q, one.module.bias) if type(one.module) is torch.nn.Linear else QuantEmbedding(q)
-        model.set_submodule(one.path, new.train(one.module.training))
+        one.replace(model, new.train(one.module.training))
     for path, both in experts.items():
         if len(both) < len(WEIGHTS):
             raise CheckpointError(f"{where}: of the experts {path} only {', '.join(both)} is quantized; both must be, or none")

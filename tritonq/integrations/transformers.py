@@ -23,9 +23,10 @@ from ..checkpoints.native import (
 )
 from ..checkpoints.rules import Rules
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.convert import FoundParameter, decide, parameters_of
+from ..nn.convert import FoundParameter, decide, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantLinear
+from ..nn.readers import why_read
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
 from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
@@ -86,11 +87,11 @@ class TritonQQuantizer(HfQuantizer):
             if schemes[one.name] is None or not one.is_weight or one.module is head:
                 continue
             if type(one.module) is torch.nn.Linear:
-                model.set_submodule(one.path, _empty(one.module, Scheme.parse(schemes[one.name]), dtype))
+                one.replace(model, _empty(one.module, Scheme.parse(schemes[one.name]), dtype))
             elif is_experts(one.module) and one.own_name == WEIGHTS[0]:
                 both = {name: schemes[f"{one.path}.{name}"] for name in WEIGHTS}
                 common_scheme(one.path, {name: scheme and "quantized" for name, scheme in both.items()})
-                model.set_submodule(one.path, empty_experts(one.module, both, dtype))
+                one.replace(model, empty_experts(one.module, both, dtype))
             if not self.pre_quantized:
                 hooks.append(_announce(model.get_submodule(one.path), one))
 
@@ -105,9 +106,11 @@ class TritonQQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         for hook in self._hooks:
             hook.remove()
-        for module in model.modules():
+        for module, paths in places(model).items():
             if isinstance(module, QuantizedModule):
                 module.complete()
+            if isinstance(module, QuantLinear) and any(why_read(model, path, f"{path}.weight") for path in paths):
+                put(model, paths, module.to_linear())  # a file may hold quantized what the model's code reads
         if getattr(model, "_weight_conversions", None) is not None:
             model._weight_conversions = with_companions(model._weight_conversions, model)  # for saving
         records = _records(model)
@@ -160,11 +163,11 @@ class TritonQQuantizer(HfQuantizer):
 
     def _dequantize(self, model, dtype=None):
         dtype = NAMED_DTYPES.get(dtype, dtype)  # text, once a model was saved
-        for path, module in list(model.named_modules()):
+        for module, paths in places(model).items():
             if isinstance(module, QuantLinear):
-                model.set_submodule(path, module.to_linear(dtype))
+                put(model, paths, module.to_linear(dtype))
             elif isinstance(module, QuantExperts):
-                model.set_submodule(path, module.to_experts(dtype))
+                put(model, paths, module.to_experts(dtype))
         return model
 
 
@@ -205,7 +208,7 @@ def _empty(linear: torch.nn.Linear, scheme: Scheme, dtype: torch.dtype) -> Quant
 def _records(model) -> dict[str, Record]:
     """What a file says of the model's quantized weights, under the names that they have there."""
     records = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for name, q in module.quantized.items() if isinstance(module, QuantLinear | QuantExperts) else ():
             parts = stored_as(model, f"{path}.{name}", q.shape)
             records |= {part: Record(scheme=str(q.scheme), shape=shape, dtype=q.dtype) for part, shape in parts.items()}

@@ -75,7 +75,7 @@ class CheckpointQuantizer(TritonQQuantizer):
             if one is None or not hasattr(one.module, "out_features") or tuple(one.tensor.shape) != record.shape:
                 rule = f"the checkpoint holds it quantized, {list(record.shape)}, and this model has no Linear of that name and shape"
                 raise UnsupportedError(f"{name}: {rule} of its own (fused experts and tied heads cannot take it)")
-            model.set_submodule(one.path, _empty(one.module, Scheme.parse(record.scheme), record.dtype))
+            one.replace(model, _empty(one.module, Scheme.parse(record.scheme), record.dtype))
 
     def get_weight_conversions(self) -> list:
         family = _KNOWN[self.quantization_config.family]

@@ -17,6 +17,7 @@ from ..scheme import Scheme
 from ..sizes import format_bytes
 from .experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from .modules import QuantEmbedding, QuantLinear
+from .readers import why_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         exclude: globs of parameter names to keep.
         layout: see :class:`QuantLinear`.
 
-    The rule is that of ``tritonq quantize``: norms, biases, embeddings, an lm_head tied to one, and expert routers are kept. Only modules
+    The rule is that of ``tritonq quantize``: norms, biases, embeddings, an lm_head tied to one, and expert routers are kept, and so are
+    layers whose weight the model's own code reads (``wo`` of T5, ``dt_proj`` of Mamba, ``torch.nn.TransformerEncoderLayer``). Only modules
     that are exactly ``torch.nn.Linear`` or ``torch.nn.Embedding`` are replaced, because what a subclass does with its weight is not
     known, and the gated experts of Transformers, both of their 3-D weights together (:class:`QuantExperts`). Weights of two or more axes
     that other modules hold, such as experts with biases or of another form, cannot be replaced: they are kept, named in the report, and
@@ -121,7 +123,7 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
             except TritonQError as error:
                 raise type(error)(f"{one.name}: {error}") from error
             if new is not None:
-                model.set_submodule(one.path, new)
+                one.replace(model, new)
             after = q.nbytes
         decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
                                bytes_before=before, bytes_after=after))  # fmt: skip
@@ -137,12 +139,19 @@ _HELD = "held by "
 
 @dataclass(frozen=True, kw_only=True)
 class FoundParameter:
-    """A parameter and the module that holds it; tied ones appear once for each."""
+    """A parameter and the module that holds it; tied ones appear once for each.
+
+    Attributes:
+        others: further paths of the same module, where a model has it in several places.
+        read: why the module cannot be replaced, see :func:`tritonq.nn.readers.why_read`.
+    """
 
     name: str
     path: str
+    others: tuple[str, ...]
     module: torch.nn.Module
     tensor: torch.nn.Parameter
+    read: str | None
 
     @property
     def is_weight(self) -> bool:
@@ -154,10 +163,34 @@ class FoundParameter:
         """Within its module."""
         return self.name.rpartition(".")[2]
 
+    def replace(self, model: torch.nn.Module, new: torch.nn.Module) -> None:
+        """Put ``new`` in every place of the module."""
+        put(model, (self.path, *self.others), new)
+
+
+def places(model: torch.nn.Module) -> dict[torch.nn.Module, list[str]]:
+    """Every module of a model with all of its paths."""
+    found: dict[torch.nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(path)
+    return found
+
+
+def put(model: torch.nn.Module, paths: Iterable[str], new: torch.nn.Module) -> None:
+    """One module in all of these places."""
+    for path in paths:
+        model.set_submodule(path, new)
+
 
 def parameters_of(model: torch.nn.Module) -> list[FoundParameter]:
-    return [FoundParameter(name=f"{path}.{own}" if path else own, path=path, module=module, tensor=parameter)
-            for path, module in model.named_modules() for own, parameter in module.named_parameters(recurse=False)]  # fmt: skip
+    found = []
+    for module, (path, *others) in places(model).items():
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{own}" if path else own
+            read = [why_read(model, place, name) for place in (path, *others)] if type(module) is torch.nn.Linear else []
+            found.append(FoundParameter(name=name, path=path, others=tuple(others), module=module, tensor=parameter,
+                                        read=next(filter(None, read), None)))  # fmt: skip
+    return found
 
 
 def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None = None) -> list[tuple[str | None, str | None]]:
@@ -177,7 +210,9 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
         chosen, _ = decisions[i]
         if chosen is None:
             continue
-        if getattr(one.module, "max_norm", None) is not None:
+        if one.read is not None:
+            decisions[i] = None, one.read
+        elif getattr(one.module, "max_norm", None) is not None:
             decisions[i] = None, "max_norm changes the table while it is read"
         elif is_experts(one.module) and (reason := refuses(Scheme.parse(chosen), one.tensor.shape[1])):
             decisions[i] = None, f"{_HELD}experts: {reason}"

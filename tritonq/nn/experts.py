@@ -65,20 +65,22 @@ class QuantExperts(QuantizedModule):
         return cls(*(quantize_stack(w, s) for w, s in zip((gate_up, down), schemes, strict=True)), act_fn, layout)
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
-        """Tokens ``[T, H]``, for each the indices and weights ``[T, k]`` of its experts; an index of E means none."""
-        chosen = top_k_index.reshape(-1)
+        """Tokens ``[T, H]``, for each the indices and weights ``[T, k]`` of its experts; an index of E, or a negative one, means none."""
+        chosen = torch.where(top_k_index < 0, self.num_experts, top_k_index).reshape(-1)
         order = torch.argsort(chosen, stable=True)
         experts = torch.arange(self.num_experts, device=chosen.device, dtype=chosen.dtype)
         ends = torch.searchsorted(chosen[order], experts, right=True, out_int32=True)
-        x = hidden_states[order // top_k_index.shape[1]]
+        x = hidden_states[order // max(top_k_index.shape[1], 1)]
         if type(self.act_fn).__name__ in ("SiLU", "SiLUActivation") or self.act_fn is torch.nn.functional.silu:
             inner = self._product("gate_up_proj", x, ends, "swiglu")
         else:
             gate, up = self._product("gate_up_proj", x, ends).chunk(2, -1)
             inner = self.act_fn(gate) * up
-        y = self._product("down_proj", inner, ends).float() * top_k_weights.reshape(-1)[order, None].float()
+        y = self._product("down_proj", inner, ends)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        y = y.to(wide) * top_k_weights.reshape(-1)[order, None].to(wide)
         y = torch.zeros_like(y).index_copy(0, order, y)
-        return y.view(*top_k_index.shape, -1).sum(1).to(hidden_states.dtype)
+        return y.view(*top_k_index.shape, y.shape[1]).sum(1).to(hidden_states.dtype)
 
     def _product(self, name: str, x: torch.Tensor, ends: torch.Tensor, activation: str | None = None) -> torch.Tensor:
         return torch.ops.tritonq.grouped_matmul(x, *self._operands(name), ends, activation)

@@ -12,7 +12,7 @@ from ..fake_quantize_op import fake_quantize, quantize_for_training, refuses_lea
 from ..ops import quantize
 from ..qtensor import QTensor
 from ..scheme import Scheme
-from .convert import Decided, QuantizationReport, decide, parameters_of
+from .convert import Decided, QuantizationReport, decide, parameters_of, places, put
 from .modules import QuantLinear
 
 
@@ -76,8 +76,9 @@ class FakeQuantLinear(torch.nn.Linear):
     def _apply(self, fn, recurse=True):
         zero_point = self.weight_zero_point
         super()._apply(fn, recurse)
-        if zero_point is not None and zero_point.dtype == torch.uint8:
-            self.weight_zero_point = zero_point.to(self.weight_zero_point.device)
+        if zero_point is not None:  # of the dtype that the scheme has for the weight's, which a cast of all tensors does not know
+            dtype = self.scheme.zero_format(self.weight.dtype).dtype if self.scheme.float_zero else zero_point.dtype
+            self.weight_zero_point = zero_point.to(self.weight_zero_point.device, dtype)
         return self
 
     def extra_repr(self) -> str:
@@ -117,7 +118,7 @@ def prepare_qat_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | 
                 layer = FakeQuantLinear(one.module, chosen, learn_scale=learn_scale)
             except TritonQError as error:
                 raise type(error)(f"{one.name}: {error}") from error
-            model.set_submodule(one.path, layer)
+            one.replace(model, layer)
             after = round(layer.scheme.bits_per_weight(*one.tensor.shape, one.tensor.dtype) * one.tensor.numel() / 8)
         decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
                                bytes_before=before, bytes_after=after))  # fmt: skip
@@ -126,9 +127,9 @@ def prepare_qat_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | 
 
 def convert_qat_(model: torch.nn.Module, layout: str = "auto") -> int:
     """Turn every :class:`FakeQuantLinear` of ``model`` into the QuantLinear of its weight, one after another; returns how many."""
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, FakeQuantLinear)]
-    for path, module in layers:
-        if not path:
-            raise InvalidProblemError("the model is itself a FakeQuantLinear, which cannot be replaced in place; use to_quant_linear")
-        model.set_submodule(path, module.to_quant_linear(layout))
+    if isinstance(model, FakeQuantLinear):
+        raise InvalidProblemError("the model is itself a FakeQuantLinear, which cannot be replaced in place; use to_quant_linear")
+    layers = {module: paths for module, paths in places(model).items() if isinstance(module, FakeQuantLinear)}
+    for module, paths in layers.items():
+        put(model, paths, module.to_quant_linear(layout))
     return len(layers)

@@ -32,6 +32,9 @@ def layout_on(scheme: Scheme, dtype: torch.dtype, target: Target) -> str:
     return "row" if LAYOUTS[wanted].refuses(scheme, dtype) else wanted
 
 
+_SCHEMES = "tritonq_schemes"  # in the metadata of a state dict
+
+
 class QuantizedModule(torch.nn.Module):
     """A module that owns quantized weights: each is a name, its tensors are buffers.
 
@@ -104,6 +107,8 @@ class QuantizedModule(torch.nn.Module):
         self._buffers.update(mine)
         for name, q in self.quantized.items():
             destination.update(to_tensors(prefix + name, q.relayout("row")))
+        if hasattr(destination, "_metadata"):  # the tensors of nf4 and int4.g64 look alike
+            destination._metadata[prefix[:-1]][_SCHEMES] = {name: str(q.scheme) for name, q in self.quantized.items()}
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         stored = {name: stored_names(prefix + name, record_of(q)) for name, q in self.quantized.items()}
@@ -116,6 +121,10 @@ class QuantizedModule(torch.nn.Module):
             absent = [key for key in wanted if key not in state_dict]
             missing.extend(absent)
             if absent:
+                continue
+            stored_scheme = local_metadata.get(_SCHEMES, {}).get(name, str(q.scheme))
+            if Scheme.parse(stored_scheme) != q.scheme:
+                errors.append(f"{prefix}{name}: the state is of scheme {stored_scheme}, this layer of {q.scheme}; make it with that scheme")
                 continue
             tensors = {key: state_dict[key].detach() for key in stored[name] if key in state_dict}
             if not local_metadata.get("assign_to_params_buffers", False):
