@@ -8,7 +8,7 @@ import torch
 from .act_order import column_order
 from .errors import InvalidProblemError
 from .plans.bound import find, is_watched
-from .plans.core import expect_type
+from .plans.core import expect_dense, expect_type
 from .plans.descriptors import DequantizeDesc, QuantizeDesc
 from .plans.select import select
 from .qstack import QStack
@@ -150,4 +150,6 @@ def grouped_matmul(x: torch.Tensor, experts: QStack, ends: torch.Tensor, activat
     if activation is not None:
         expect_type(activation, str, "activation")
     expect_type(experts, QStack, "experts")
+    if not _is_compiling():
+        expect_dense(x, "x"), expect_dense(ends, "ends")
     return torch.ops.tritonq.grouped_matmul(x, *experts.operands, ends, activation)

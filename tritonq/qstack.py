@@ -11,7 +11,7 @@ import torch
 
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, expected_flat, operands, parse_form, reduce
+from .qtensor import QTensor, checked_device, expected_flat, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -79,22 +79,24 @@ class QStack:
             >>> stack.shape, stack[3].shape
             ((4, 32, 64), (32, 64))
         """
+        if not isinstance(q, QTensor):
+            raise InvalidProblemError(f"QStack.of takes a QTensor, got {type(q).__name__}")
         rows, k = q.shape
-        if count < 1 or rows % count:
-            raise InvalidProblemError(f"{rows} rows cannot be {count} matrices of as many rows each")
+        if type(count) is not int or count < 1 or rows % count:
+            raise InvalidProblemError(f"{rows} rows cannot be {count!r} matrices of as many rows each")
         if q.column_order is not None:
             raise InvalidProblemError("matrices with act-order cannot be stacked; each has an order of columns of its own")
         if reason := refuses(q.scheme, rows // count):
             raise UnsupportedError(reason)
         q = q.relayout("row")
-        tensors = {name: value.view(count, -1, value.shape[1]) for f in fields(cls)
+        tensors = {name: value.view(count, value.shape[0] // count, value.shape[1]) for f in fields(cls)
                    if isinstance(value := getattr(q, name := f.name, None), torch.Tensor)}  # fmt: skip
         return cls(q.scheme, (count, rows // count, k), q.dtype, **tensors)
 
     def matrix(self) -> QTensor:
         """The matrix ``[E * N, K]``: the inverse of :meth:`of`."""
         row = self.relayout("row")
-        flat = {name: value.reshape(-1, value.shape[2]) for f in fields(self)
+        flat = {name: value.flatten(0, 1) for f in fields(self)
                 if isinstance(value := getattr(row, name := f.name), torch.Tensor)}  # fmt: skip
         return QTensor(self.scheme, (prod(self.shape[:2]), self.shape[2]), self.dtype, **flat)
 
@@ -133,6 +135,7 @@ class QStack:
 
     def to(self, device: torch.device | str) -> QStack:
         """This stack with every tensor on ``device``."""
+        device = checked_device(device)
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
         return replace(self, **moved)
 

@@ -174,12 +174,7 @@ class QTensor:
 
     def to(self, device: torch.device | str) -> QTensor:
         """This matrix with every tensor on ``device``; itself when it is there already."""
-        try:
-            device = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
+        device = checked_device(device)
         if device == self.device:
             return self
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -368,6 +363,17 @@ class QTensor:
         facts = f"shape={self.shape}, dtype={self.dtype}, {self.bits_per_weight:.3f} bits/weight, device={self.device}"
         layout = "" if self.layout == "row" else f", layout={self.layout}"
         return f"QTensor({str(self.scheme)!r}, {facts}{layout})"
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """A device that tensors can be moved to."""
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
+    return device
 
 
 def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bool]:

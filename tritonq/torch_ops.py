@@ -113,6 +113,8 @@ def _by_expert(rows, stack, ends, columns, run):
         if stop > start:
             out[start:stop] = run(rows[start:stop], q)
         start = stop
+    if not start:  # arguments that do not fit are refused also where no expert has rows
+        run(rows[:0], stack[0])
     out[start:] = 0
     return out
 

@@ -267,3 +267,26 @@ def test_pickles_hold_the_tensors_once(scheme):
     stored = pickle.dumps(experts)
     assert len(stored) == before and same_bits(pickle.loads(stored)(x, index, share), want)
     assert same_bits(copy.deepcopy(experts)(x, index, share), want)
+
+
+def test_refused_arguments():
+    q = tritonq.quantize(torch.randn(8, 64), "int8")
+    for count in ("2", 2.0, True, 0, 3):
+        with pytest.raises(InvalidProblemError, match="8 rows cannot be"):
+            tritonq.QStack.of(q, count)
+    with pytest.raises(InvalidProblemError, match="takes a QTensor, got Tensor"):
+        tritonq.QStack.of(torch.randn(8, 64), 2)
+    stack = tritonq.QStack.of(q, 2)
+    with pytest.raises(InvalidProblemError, match="must name a torch device"):
+        stack.to("gpu9")
+    assert tritonq.QStack.of(tritonq.quantize(torch.randn(8, 0), "int8"), 2).matrix().shape == (8, 0)
+    x, ends = torch.randn(3, 64), torch.zeros(2, dtype=torch.int32)
+    for wrong, text in (([1], "x must be a Tensor"), (None, "x must be a Tensor"), (x.to_sparse(), "sparse"), (x.int(), "int32"),
+                        (x[:, :9], "K=64")):  # fmt: skip
+        with pytest.raises(InvalidProblemError, match=text):
+            tritonq.grouped_matmul(wrong, stack, ends)
+    with pytest.raises(InvalidProblemError, match="ends must be a Tensor"):
+        tritonq.grouped_matmul(x, stack, [0, 3])
+    with pytest.raises(InvalidProblemError, match="activation"):
+        tritonq.grouped_matmul(x, stack, ends, "tanh")
+    assert not tritonq.grouped_matmul(x, stack, ends).any()

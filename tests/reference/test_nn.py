@@ -405,3 +405,20 @@ def test_layers_whose_weight_the_model_reads_are_kept():
 def test_rows_that_do_not_exist(wrong, text):
     with pytest.raises(InvalidProblemError, match=text):
         tritonq.quantize(torch.randn(10, 64), "int8").rows(wrong)
+
+
+def test_hooks_stay():
+    model, calls = nn.Sequential(nn.Linear(64, 64), nn.ReLU()), []
+    before = model[0].register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True)
+    model[0].register_forward_hook(lambda module, args, out: calls.append(type(module).__name__))
+    tritonq.quantize_(model, "int8")
+    model(torch.randn(2, 64))
+    before.remove()
+    model(torch.randn(2, 64))
+    assert calls == ["before", "QuantLinear", "QuantLinear"]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_globs_are_a_list(option):
+    with pytest.raises(InvalidProblemError, match=f"{option} takes globs in a list, got the text '0.weight'"):
+        tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), "int8", **{option: "0.weight"})

@@ -240,3 +240,16 @@ from tritonq.plans import *
 assert Nf4MatmulPlan is tritonq.plans.Nf4MatmulPlan and not hasattr(tritonq.plans, "Nf5MatmulPlan")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tensors_without_elements_in_memory():
+    x = torch.ones(3, 4)
+    whole = P.DynamicRangeQuantizeDescriptor(n=3, d=4, scope=P.DynamicRangeScope.tensor(), **INT8)
+    for wrong, text in ((x.to("meta"), "a meta tensor"), (x.to_sparse(), "sparse_coo")):
+        for plan, args in (
+            (P.DynamicRangeQuantizePlan.select(None, whole), P.DynamicRangeQuantizeArgs(input=wrong)),
+            (P.QuantizePerTokenPlan.select(None, P.QuantizePerTokenDescriptor(n=3, d=4, **INT8)),
+             P.QuantizePerTokenArgs(input=wrong, scale=torch.ones(3), zero_point=torch.zeros(3, dtype=torch.int32))),
+        ):  # fmt: skip
+            with pytest.raises(InvalidProblemError, match=text):
+                plan.run(None, None, args)

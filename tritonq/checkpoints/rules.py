@@ -55,6 +55,9 @@ class Rules:
         else:
             parts = [schemes] if isinstance(schemes, str) or not isinstance(schemes, Iterable) else list(schemes)
             pairs = [_split(part) for part in parts]
+        for option, globs in (("include", include), ("exclude", exclude)):
+            if isinstance(globs, str):
+                raise InvalidProblemError(f"{option} takes globs in a list, got the text {globs!r}; write [{globs!r}]")
         default, patterns = None, []
         for pattern, scheme in pairs:
             text = str(scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme))

@@ -49,8 +49,10 @@ def create_params_from_range(bits: int, min_val: float, max_val: float, symmetri
         50
     """
     for name, value in (("min_val", min_val), ("max_val", max_val)):
-        if not math.isfinite(expect_type(value, (int, float), name)):
+        if isinstance(expect_type(value, (int, float), name), float) and not math.isfinite(value):
             raise InvalidProblemError(f"{name} must be finite, got {value!r}")
+        if abs(value) > torch.finfo(torch.float32).max:
+            raise InvalidProblemError(f"{name} must be finite in float32, got {value!r}"[:200])
     if min_val > max_val:
         raise InvalidProblemError(f"min_val={min_val!r} is greater than max_val={max_val!r}; swap them")
     method = QuantizationMethod.SYMMETRIC if expect_type(symmetric, bool, "symmetric") else QuantizationMethod.AFFINE

@@ -164,7 +164,9 @@ class FoundParameter:
         return self.name.rpartition(".")[2]
 
     def replace(self, model: torch.nn.Module, new: torch.nn.Module) -> None:
-        """Put ``new`` in every place of the module."""
+        """Put ``new`` in every place of the module, whose hooks it takes over: the same dicts, so that their handles remove them."""
+        for name in _HOOKS:
+            setattr(new, name, getattr(self.module, name))
         put(model, (self.path, *self.others), new)
 
 
@@ -174,6 +176,10 @@ def places(model: torch.nn.Module) -> dict[torch.nn.Module, list[str]]:
     for path, module in model.named_modules(remove_duplicate=False):
         found.setdefault(module, []).append(path)
     return found
+
+
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+          "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")  # fmt: skip
 
 
 def put(model: torch.nn.Module, paths: Iterable[str], new: torch.nn.Module) -> None:

@@ -6,6 +6,7 @@ concrete tensors may break; ``run`` refuses with the first of them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from ..kernels import affine as affine_kernels
 from ..kernels import dynamic_range as dynamic_range_kernels
 from ..kernels import linear as linear_kernels
 from ..reference import affine, dynamic_range, linear
-from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, Target, check_workspace, dtype_name, expect_type
+from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, Target, check_workspace, dtype_name, expect_dense, expect_type
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.uint8)
@@ -68,6 +69,11 @@ def tensor_refusals(
         yield f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}, got {list(t.shape)}"
     if t.device != device:
         yield f"{name} is on {t.device}, but the input is on {device}; move it with .to({str(device)!r})"
+    try:
+        expect_dense(t, name)
+    except InvalidProblemError as error:
+        yield str(error)
+        return
     if contiguous and not t.is_contiguous():
         yield f"{name} must be contiguous, got strides {list(t.stride())}; pass {name}.contiguous()"
 
@@ -81,7 +87,7 @@ def positive_refusals(name: str, scale: float | torch.Tensor, zero_allowed: bool
         low, high = (v.item() for v in torch.aminmax(scale.detach().double()))
         worst = low if not (low > 0 or (zero_allowed and low == 0)) else high
     else:
-        low = high = worst = float(scale)
+        low = high = worst = float(scale) if abs(scale) < 2**1024 else math.inf
     if not ((low > 0 or (zero_allowed and low == 0)) and high < float("inf")):
         rule = "not negative" if zero_allowed else "greater than 0"
         yield f"{name} must be finite and {rule}, found {worst}; an all-zero group takes {0 if zero_allowed else 1}"
