@@ -422,3 +422,10 @@ def test_hooks_stay():
 def test_globs_are_a_list(option):
     with pytest.raises(InvalidProblemError, match=f"{option} takes globs in a list, got the text '0.weight'"):
         tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), "int8", **{option: "0.weight"})
+
+
+def test_a_copy_holds_its_own_weight():
+    layer = linear("nf4")
+    other, state = copy.copy(layer), layer.state_dict()
+    other.qtensor = tritonq.quantize(torch.randn(40, 96), "nf4")
+    assert all(map(same_bits, layer.state_dict().values(), state.values())) and layer.quantized["weight"] is layer.qtensor

@@ -139,7 +139,8 @@ class QuantizedModule(torch.nn.Module):
     def __getstate__(self):
         """The weights as they are, which can be pickled also where torch cannot pickle their tensors (8-bit floats)."""
         names = [name + suffix for name, q in self.quantized.items() for suffix in _suffixes(q).values()]
-        return self.__dict__ | {"_buffers": {name: value for name, value in self._buffers.items() if name not in names}}
+        buffers = {name: value for name, value in self._buffers.items() if name not in names}
+        return self.__dict__ | {"_buffers": buffers, "quantized": dict(self.quantized)}
 
     def __setstate__(self, state):
         super().__setstate__(state)
