@@ -96,6 +96,31 @@ def test_quantized_already(cli, tmp_path):
     assert outcome.status == 2 and "--against takes the original weights" in outcome.err
 
 
+@pytest.mark.parametrize("case", ["weights", "index", "carried", "link to the source", "sub-folder named like the source"])
+def test_output_where_files_of_the_source_really_lie(cli, tmp_path, case):
+    """Files of the source may be links, as in Hugging Face's cache: what they name is not replaced either."""
+    real, source = write_folder(tmp_path / "real", shards=2), tmp_path / "link"
+    target = real
+    if case == "sub-folder named like the source":
+        source = write_folder(tmp_path / "m", shards=2)
+        (source / "m").mkdir()
+        (source / "m" / "config.json").write_text("{}")
+        target = tmp_path
+    elif case == "link to the source":
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / "1_Pooling").symlink_to(real)
+        source = real
+    else:
+        write_folder(source, shards=2)
+        for path in real.glob({"weights": "*-of-*", "index": "*.index.json", "carried": "tokenizer.json"}[case]):
+            (source / path.name).unlink()
+            (source / path.name).symlink_to(Path("..") / "real" / path.name)
+    before = fingerprint(tmp_path)
+    outcome = cli("quantize", source, "--scheme", "nf4", "-o", target, "--overwrite")
+    assert outcome.status == 2 and "may not be the source folder" in outcome.err and fingerprint(tmp_path) == before
+
+
 def test_names_that_quantizing_would_need(cli, tmp_path):
     save_file({"w.weight": torch.zeros(4, 32), "w.weight_scale": torch.zeros(4, 1)}, tmp_path / "w.safetensors")
     assert "quantizing 'w.weight' writes 'w.weight_scale', a tensor that exists" in refused(cli, tmp_path, tmp_path / "w.safetensors")

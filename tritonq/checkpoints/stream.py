@@ -207,16 +207,20 @@ def _refuse_clashes(source: Source, decisions: dict[str, Decision]) -> None:
 
 
 def _destination(source: Source, dst: Path) -> Path:
+    """The folder ``dst``, made. No folder that the job writes into may be one where files of the source lie, links followed."""
     if dst.exists() and not dst.is_dir():
         raise CheckpointError(f"{dst}: the output is a folder, and this is a file; choose another name")
     if dst.suffix == ".safetensors":
         raise CheckpointError(f"{dst}: the output is a folder; leave out .safetensors")
-    home = source.files[0].path.parent.resolve()
-    target = dst.resolve()
-    if target == home or (source.folder is not None and home in target.parents):
-        raise CheckpointError(f"{dst}: the output may not be the source folder {home} or lie inside it; choose another folder")
-    if target in home.parents and any((dst / file.path.name).exists() for file in source.files):
-        raise CheckpointError(f"{dst}: holds the source and files of the same names; choose another folder")
+    carried, _ = source.carried()
+    read = [file.path for file in source.files] + [source.folder / path for path in carried] + [source.index] * (source.index is not None)
+    homes = {source.files[0].path.parent.resolve(), *(path.resolve().parent for path in read)}
+    inside = source.folder and source.folder.resolve()
+    for folder in dict.fromkeys((dst, *((dst / path).parent for path in carried))):
+        real = folder.resolve()
+        if real in homes or inside in real.parents:
+            rule = "the output may not be the source folder or lie inside it, nor replace what a link of the source names"
+            raise CheckpointError(f"{folder}: {rule} (it is {real}); choose another folder")
     dst.mkdir(parents=True, exist_ok=True)
     return dst
 
