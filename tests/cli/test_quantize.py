@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 import tritonq
 from tests.cli.models import QUANTIZED, fingerprint, tensors, write_folder
+from tritonq.checkpoints import writer
 from tritonq.checkpoints.tensorfile import open_file
 
 SUFFIX = {"packed": "", "scale": "_scale", "zero_point": "_zero_point", "second_scale": "_second_scale", "scale_offset": "_scale_offset"}
@@ -186,3 +189,36 @@ def test_unknown_dtypes_are_carried_bit_for_bit(cli, tmp_path):
     assert b"".join(opened.owner["a.weight"].chunks("a.weight")) == bytes(range(12))
     assert b"".join(opened.owner["e.weight"].chunks("e.weight")) == bytes(range(24, 27))
     assert cli("verify", tmp_path / "out", "--against", tmp_path / "m.safetensors").status == 0
+
+
+@pytest.mark.parametrize("text", ['"limit": [0.0, Infinity], "nan": NaN', '"half": "a\\ud800b", "\\udfff": 1, "word": "\u00e9\\\\"'])
+def test_config_is_carried_as_its_own_program_spells_it(cli, tmp_path, text):
+    """Mamba2's and Nemotron-H's configurations hold Infinity, which is no JSON but what Python's json writes."""
+    source = write_folder(tmp_path / "src")
+    (source / "config.json").write_text("{" + text + "}", encoding="utf-8")
+    assert cli("quantize", source, "--scheme", "nf4", "-o", tmp_path / "out").status == 0
+    before, after = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (source, tmp_path / "out"))
+    assert after.pop("quantization_config")["quant_method"] == "tritonq" and repr(after) == repr(before)  # NaN is not NaN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_carried_name_that_is_no_text(cli, tmp_path):
+    source, name = write_folder(tmp_path / "src"), os.fsdecode(b"vocab-\xff.txt")
+    (source / name).write_text("a")
+    assert cli("quantize", source, "--scheme", "nf4", "-o", tmp_path / "out").status == 0
+    assert (tmp_path / "out" / name).read_text() == "a"
+    assert name in json.loads((tmp_path / "out" / "tritonq_report.json").read_text())["carried"]
+
+
+def test_the_header_reserves_what_it_needs(cli, tmp_path, monkeypatch):
+    """Experts make tens of thousands of small weights; the format's own library opens no header over 100 MB."""
+    named = {f"model.layers.{i}.mlp.experts.{j}.down_proj.weight": torch.randn(2, 64) for i in range(4) for j in range(50)}
+    save_file(named, tmp_path / "w.safetensors")
+    assert cli("quantize", tmp_path / "w.safetensors", "--scheme", "nf4", "-o", tmp_path / "out").status == 0
+    raw = (tmp_path / "out" / "w.safetensors").read_bytes()
+    header = raw[8 : 8 + int.from_bytes(raw[:8], "little")]
+    assert len(header) < 1.3 * len(header.rstrip())
+    monkeypatch.setattr(writer, "MAX_HEADER", len(header) - 8)
+    refused = cli("quantize", tmp_path / "w.safetensors", "--scheme", "nf4", "-o", tmp_path / "new")
+    rule = f"its header would take {len(header)} bytes for 400 tensors, over the format's limit of {len(header) - 8}; spread the tensors"
+    assert refused.status == 2 and rule in refused.err and not (tmp_path / "new").exists()

@@ -193,9 +193,19 @@ def test_full_disk_is_one_line_and_leaves_no_partial(source, tmp_path, cli, monk
 
 def test_writer_refuses_a_header_larger_than_reserved(tmp_path):
     """The room for the header is reserved before the tensors are known; a name that was not announced must not corrupt data."""
-    with writer.FileWriter(tmp_path / "x.safetensors", [], {}) as file:
+    with writer.FileWriter(tmp_path / "x.safetensors", {}, {}) as file:
         for i in range(40):
             file.add(f"surprise{i}", torch.zeros(8))
         with pytest.raises(tritonq.errors.CheckpointError, match="were reserved"):
             file.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_rename_leaves_no_partial(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        writer.write_tensors(tmp_path / "x.safetensors", {"w": torch.zeros(3)}, {})
     assert not list(tmp_path.iterdir())

@@ -113,3 +113,24 @@ def test_names_that_clash(tmp_path):
     for named in ({"w": q, "w_scale": torch.zeros(1)}, {"w_scale": torch.zeros(1), "w": q}):
         with pytest.raises(InvalidProblemError, match="weight 'w' is stored as 'w_scale' too"):
             tritonq.save(named, tmp_path / "x.safetensors")
+
+
+def test_views_that_conjugate_or_negate(tmp_path):
+    z = torch.randn(4, 3, dtype=torch.complex64)
+    tritonq.save({"conj": z.conj(), "neg": z.conj().imag}, tmp_path / "x.safetensors")
+    loaded = tritonq.load(tmp_path / "x.safetensors")
+    assert torch.equal(loaded["conj"], torch.conj_physical(z)) and torch.equal(loaded["neg"], -z.imag)
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"a": torch.zeros(3, device="meta")}, "tensor 'a' is on the meta device and has no values"),
+        ({"a": torch.eye(3).to_sparse()}, "tensor 'a' has the layout torch.sparse_coo; safetensors holds dense values"),
+        ({"a\ud800": torch.zeros(3)}, r"the name is not valid Unicode"),
+    ],
+)
+def test_tensors_that_a_file_cannot_hold(tmp_path, named, text):
+    with pytest.raises(CheckpointError, match=text):
+        tritonq.save(named, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())

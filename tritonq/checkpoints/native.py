@@ -13,10 +13,11 @@ from collections import Counter
 import torch
 
 from ..errors import CheckpointError
-from ..qtensor import QTensor
+from ..qtensor import QTensor, expected_flat
+from ..scheme import Scheme
 from .family import Family, Record
 from .source import Source
-from .tensorfile import TensorFile, load_json, read_json, shorten
+from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json, shorten
 
 FAMILY = "tritonq"
 FORMAT_VERSION = 1
@@ -36,6 +37,13 @@ _SUFFIXES = {
 def stored_names(name: str, record: Record | None) -> list[str]:
     """Names of the tensors that weight ``name`` may take in a file; just its own where it is not quantized."""
     return [name + suffix for suffix in _SUFFIXES.values()] if record else [name]
+
+
+def expected(name: str, record: Record, *, act_order: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors that weight ``name`` has in a file: their names, and of each the name of its dtype and its shape."""
+    flat = expected_flat(Scheme.parse(record.scheme), record.matrix_shape, record.dtype, "row")
+    parts = flat | ({"column_order": ((record.matrix_shape[1],), torch.int32)} if act_order else {})
+    return {name + _SUFFIXES[field.removeprefix("stored_")]: (DTYPE_NAMES[dtype], shape) for field, (shape, dtype) in parts.items()}
 
 
 def to_tensors(name: str, q: QTensor) -> dict[str, torch.Tensor]:

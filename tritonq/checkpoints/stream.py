@@ -15,12 +15,12 @@ from ..files import write_atomic
 from ..ops import quantize
 from .checkpoint import of_source
 from .journal import Journal, identity, locked
-from .native import MANIFEST, METADATA_KEY, Record, header_metadata, manifest, quantization_config, stored_names, to_tensors
+from .native import MANIFEST, METADATA_KEY, Record, expected, header_metadata, manifest, quantization_config, stored_names, to_tensors
 from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
 from .source import Source, open_source
 from .tensorfile import DTYPES, Entry, TensorFile, checked_path
-from .writer import FileWriter, write_json
+from .writer import FileWriter, Stored, header_room, write_json
 
 Progress = Callable[[int, int, str], None]
 
@@ -53,7 +53,7 @@ def quantize_checkpoint(
     decisions = rules.decide(entries, tied=bool(source.config.get("tie_word_embeddings")))
     if not any(d.scheme for d in decisions.values()):
         raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
-    _refuse_clashes(source, decisions)
+    _refuse_unwritable(source, decisions)
     dst = _destination(source, dst)
     with locked(dst):
         journal = Journal.open(dst, identity(source, rules), overwrite=overwrite)
@@ -88,7 +88,7 @@ def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Jou
     write_json(dst / MANIFEST, manifest(records))
     if source.folder is not None and (source.folder / "config.json").is_file():
         kept = [row["name"] for row in rows if not row["scheme"] and len(row["shape"]) > 1]
-        write_json(dst / "config.json", source.config | {"quantization_config": quantization_config(records, kept)})
+        write_json(dst / "config.json", source.config | {"quantization_config": quantization_config(records, kept)}, allow_nan=True)
     report = {
         "job": journal.job,
         "files": journal.finished,
@@ -126,14 +126,9 @@ def totals(rows: list[dict]) -> dict:
 
 def _quantize_file(file: TensorFile, dst: Path, decisions: dict[str, Decision], progress) -> tuple[list[dict], dict]:
     """Write the quantized ``file`` into ``dst``; returns its report rows and the writer's record."""
-    records, names = {}, []
-    for entry in file.entries.values():
-        scheme = decisions[entry.name].scheme
-        if scheme:
-            records[entry.name] = Record(scheme=scheme, shape=entry.shape, dtype=entry.torch_dtype)
-        names += stored_names(entry.name, records.get(entry.name))
+    records, stored = _layout(file, decisions)
     rows, done = [], 0
-    with FileWriter(dst / file.path.name, names, header_metadata(file.metadata, records)) as writer:
+    with FileWriter(dst / file.path.name, stored, header_metadata(file.metadata, records)) as writer:
         for entry in file.entries.values():
             progress(done, entry.name)
             record = records.get(entry.name)
@@ -141,6 +136,19 @@ def _quantize_file(file: TensorFile, dst: Path, decisions: dict[str, Decision], 
             rows.append({**row, "file": file.path.name})
             done += entry.nbytes
         return rows, writer.finish()
+
+
+def _layout(file: TensorFile, decisions: dict[str, Decision]) -> tuple[dict[str, Record], Stored]:
+    """Of the quantized ``file``: its quantized weights, and all tensors that it will hold."""
+    records, stored = {}, {}
+    for entry in file.entries.values():
+        scheme = decisions[entry.name].scheme
+        if scheme:
+            records[entry.name] = Record(scheme=scheme, shape=entry.shape, dtype=entry.torch_dtype)
+            stored |= expected(entry.name, records[entry.name])
+        else:
+            stored[entry.name] = entry.dtype, entry.shape
+    return records, stored
 
 
 def _quantize_tensor(writer: FileWriter, file: TensorFile, entry: Entry, record: Record) -> dict:
@@ -166,8 +174,7 @@ def _quantize_tensor(writer: FileWriter, file: TensorFile, entry: Entry, record:
 
 
 def _keep_tensor(writer: FileWriter, file: TensorFile, entry: Entry, decision: Decision) -> dict:
-    align = max(1, DTYPES[entry.dtype][0] // 8)
-    writer.add_bytes(entry.name, entry.dtype, list(entry.shape), file.chunks(entry.name), align)
+    writer.add_bytes(entry.name, entry.dtype, entry.shape, file.chunks(entry.name))
     return {
         "name": entry.name,
         "scheme": None,
@@ -192,18 +199,18 @@ def _refuse_quantized(source: Source) -> None:
         raise CheckpointError(f"{source.path}: is a {known.family} checkpoint already; start from the original weights")
 
 
-def _refuse_clashes(source: Source, decisions: dict[str, Decision]) -> None:
-    """A name that quantizing a weight would write must not be another tensor's."""
-    for decision in decisions.values():
-        if decision.scheme:
-            entry = source.entry(decision.name)
-            record = Record(scheme=decision.scheme, shape=entry.shape, dtype=entry.torch_dtype)
-            for name in stored_names(decision.name, record):
-                if name != decision.name and name in source:
-                    raise CheckpointError(
-                        f"{source.path}: quantizing {decision.name!r} writes {name!r}, a tensor that exists: it looks quantized already; "
-                        f"--exclude {decision.name!r} keeps it"
-                    )
+def _refuse_unwritable(source: Source, decisions: dict[str, Decision]) -> None:
+    """A name that quantizing a weight would write must not be another tensor's, and no file may outgrow the format."""
+    for file in source.files:
+        records, stored = _layout(file, decisions)
+        for name, record in records.items():
+            clash = next((other for other in stored_names(name, record) if other != name and other in source), None)
+            if clash is not None:
+                raise CheckpointError(
+                    f"{source.path}: quantizing {name!r} writes {clash!r}, a tensor that exists: it looks quantized already; "
+                    f"--exclude {name!r} keeps it"
+                )
+        header_room(file.path, stored, header_metadata(file.metadata, records))
 
 
 def _destination(source: Source, dst: Path) -> Path:

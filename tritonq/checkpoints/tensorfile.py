@@ -206,7 +206,7 @@ def parse_header(raw: bytes, data_size: int, where: str) -> tuple[dict[str, Entr
 
 def _entry(name: str, fields, data_size: int, base: int, where: str) -> Entry:
     what = f"{where}: tensor {shorten(name)}"
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not is_unicode(name):
         raise CheckpointError(f"{what}: the name is not valid Unicode")
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{what}: needs exactly dtype, shape and data_offsets, got {shorten(fields)}")
@@ -262,6 +262,11 @@ def shorten(value, limit: int = 80) -> str:
     """``repr(value)``, cut to ``limit`` characters: error texts stay one line."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` can be written: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_size(value) -> bool:
