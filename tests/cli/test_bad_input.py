@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tritonq
 from tests.cli.models import fingerprint, write_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,10 +91,36 @@ def test_quantized_already(cli, tmp_path):
     assert "is a tritonq checkpoint already" in refused(cli, tmp_path, tmp_path / "once")
     other = write_folder(tmp_path / "gptq", config={"quantization_config": {"quant_method": "gptq"}})
     assert "quant_method 'gptq'" in refused(cli, tmp_path, other)
+    assert "quant_method 'gptq'" in refused(cli, tmp_path, other / "model.safetensors")
     outcome = cli("plan", tmp_path / "once", "--memory", "1GiB")
     assert outcome.status == 2 and "is quantized already" in outcome.err
     outcome = cli("verify", source, "--against", tmp_path / "once")
     assert outcome.status == 2 and "--against takes the original weights" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("codes", "dtype", "scales"),
+    [
+        ("a.qweight", torch.int32, "a.scales"),  # GPTQ, AWQ
+        ("a.weight_packed", torch.int32, "a.weight_scale"),  # compressed-tensors
+        ("a.weight", torch.float8_e4m3fn, "a.weight_scale_inv"),  # FP8 in blocks
+        ("a.weight", torch.float8_e4m3fn, "a.weight_scale"),
+        ("a.weight", torch.int8, "a.weight_scale"),
+        ("a.weight", torch.int8, "a.SCB"),  # LLM.int8 of bitsandbytes
+        ("experts.gate_up_proj", torch.float8_e4m3fn, "experts.gate_up_proj_scale_inv"),
+        ("experts.gate_up_proj_blocks", torch.uint8, "experts.gate_up_proj_scales"),  # gpt-oss
+    ],
+)
+def test_quantized_already_by_the_tensors_alone(cli, tmp_path, codes, dtype, scales):
+    save_file({"b.weight": torch.ones(64, 64), codes: torch.ones(64, 64).to(dtype), scales: torch.ones(64, 4)}, tmp_path / "w.safetensors")
+    text = refused(cli, tmp_path, tmp_path / "w.safetensors")
+    assert f"is quantized already (tensor {codes!r} is " in text and f"its scales are in {scales!r}" in text
+
+
+def test_what_tritonq_saved_unquantized_can_be_quantized(cli, tmp_path):
+    tritonq.save({"w.weight": torch.ones(4, 64)}, tmp_path / "w.safetensors")
+    assert cli("quantize", tmp_path / "w.safetensors", "--scheme", "nf4", "-o", tmp_path / "out").status == 0
+    assert tritonq.checkpoints.open(tmp_path / "out").records.keys() == {"w.weight"}
 
 
 @pytest.mark.parametrize("case", ["weights", "index", "carried", "link to the source", "sub-folder named like the source"])

@@ -222,3 +222,15 @@ def test_the_header_reserves_what_it_needs(cli, tmp_path, monkeypatch):
     refused = cli("quantize", tmp_path / "w.safetensors", "--scheme", "nf4", "-o", tmp_path / "new")
     rule = f"its header would take {len(header)} bytes for 400 tensors, over the format's limit of {len(header) - 8}; spread the tensors"
     assert refused.status == 2 and rule in refused.err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [({"tie_word_embeddings": True}, True), ({"text_config": {"tie_word_embeddings": True}}, True), ({"text_config": [1]}, False)],
+)
+def test_a_tied_head_is_kept_wherever_the_configuration_says_so(cli, tmp_path, config, tied):
+    source = write_folder(tmp_path / "src", config=config)
+    for path in (source, source / "model.safetensors"):
+        report = cli("quantize", path, "--scheme", "nf4", "-o", tmp_path / f"out-{path.stem}", "--json").json
+        rows = {row["name"]: row["reason"] for row in report["files"]["model.safetensors"]["tensors"]}
+        assert rows["lm_head.weight"] == ("tied to the embedding" if tied else None)

@@ -70,8 +70,10 @@ def test_kill_9_in_the_middle_of_a_file(source, expected, tmp_path):
     assert 0 < len(finished) < 3 and list(out.glob("*.safetensors.partial"))
     assert_files_whole(out)
     assert fingerprint(source) == before
-    with pytest.raises(tritonq.errors.CheckpointError, match="unfinished"):
-        tritonq.load(out)
+    for path in (out, out / finished[0], out / "model.safetensors.index.json"):
+        (out / "model.safetensors.index.json").write_text("{}")
+        with pytest.raises(tritonq.errors.CheckpointError, match="unfinished"):
+            tritonq.load(path)
     times = {name: (out / name).stat().st_mtime_ns for name in finished}
     report = quantize_checkpoint(source, out, "nf4")
     assert report["resumed_files"] == len(finished)
@@ -162,6 +164,81 @@ def test_changed_source_is_refused(source, tmp_path, cli):
     os.utime(changed, ns=(1, 1))
     refused = cli("quantize", source, "--scheme", "nf4", "-o", out)
     assert refused.status == 2 and "source, or the source changed since" in refused.err and "--overwrite" in refused.err
+
+
+@pytest.mark.parametrize("config", [{"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": True}}])
+def test_a_head_that_is_tied_now_is_another_job(source, tmp_path, cli, config):
+    out = tmp_path / "out"
+    quantize_checkpoint(source, out, "nf4")
+    (source / "config.json").write_text(json.dumps(config))
+    refused = cli("quantize", source, "--scheme", "nf4", "-o", out)
+    assert refused.status == 2 and "a job with another tie_word_embeddings (False, now True); --overwrite" in refused.err
+    rows = quantize_checkpoint(source, out, "nf4", overwrite=True)["files"]["model-00003-of-00003.safetensors"]["tensors"]
+    assert [row["reason"] for row in rows if row["name"] == "lm_head.weight"] == ["tied to the embedding"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_overwrite_removes_what_the_other_job_carried_and_nothing_else(source, tmp_path, monkeypatch, finished):
+    out, config = tmp_path / "out", source / "config.json"
+    if finished:
+        quantize_checkpoint(source, out, "int8")
+    else:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(journal.Journal, "close", lambda *_: (_ for _ in ()).throw(Killed))
+            quantize_checkpoint(source, out, "int8")
+    (out / "model-00001-of-00003.safetensors.partial").write_text("of the other job")
+    for name in ("notes.txt", "precious.partial", "precious.safetensors.partial"):
+        (out / name).write_text("the user's own")
+    single = tmp_path / "single.safetensors"
+    tritonq.save({"w.weight": torch.ones(4, 64)}, single)
+    quantize_checkpoint(single, out, "nf4", overwrite=True)
+    own = {"notes.txt", "precious.partial", "precious.safetensors.partial"}
+    assert fingerprint(out).keys() == own | {"single.safetensors", "tritonq.json", "tritonq_report.json"} and config.is_file()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../precious", "/{}/precious", "link/precious", "a\0b", 5, ["x"]])
+def test_a_record_of_another_job_removes_nothing_elsewhere(source, tmp_path, name):
+    out = tmp_path / "out"
+    quantize_checkpoint(source, out, "nf4")
+    (tmp_path / "precious").write_text("the user's own")
+    (out / "link").symlink_to(tmp_path)
+    report = json.loads((out / "tritonq_report.json").read_text())
+    report |= {"carried": [name.format(tmp_path) if isinstance(name, str) else name], "job": {"source": [{"name": name}, name]}}
+    (out / "tritonq_report.json").write_text(json.dumps(report))
+    quantize_checkpoint(source, out, "nf4", overwrite=True)
+    assert (tmp_path / "precious").is_file()
+
+
+RULES = [5, {"patterns": 5}, {"default": 5, "patterns": [], "include": [], "exclude": []}, {"patterns": [5]}, {"include": 3}]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_rules_of_a_job_that_cannot_be_read(source, tmp_path, cli, rules):
+    out = tmp_path / "out"
+    quantize_checkpoint(source, out, "nf4")
+    report = json.loads((out / "tritonq_report.json").read_text())
+    report["job"]["rules"] = rules
+    (out / "tritonq_report.json").write_text(json.dumps(report))
+    refused = cli("quantize", source, "--scheme", "nf4", "-o", out)
+    assert refused.status == 2 and "another scheme or choice (unreadable, now nf4)" in refused.err
+
+
+@pytest.mark.parametrize("tensors", [5, None, [], [{}], "gone", "quality"])
+def test_rows_of_a_report_that_were_damaged_are_made_anew(source, expected, tmp_path, tensors):
+    out = tmp_path / "out"
+    quantize_checkpoint(source, out, "nf4")
+    report = json.loads((out / "tritonq_report.json").read_text())
+    record = report["files"]["model-00002-of-00003.safetensors"]
+    if tensors == "gone":
+        del record["tensors"]
+    elif tensors == "quality":
+        next(row for row in record["tensors"] if row["quality"])["quality"] = 3
+    else:
+        record["tensors"] = tensors
+    report["files"]["of another job.safetensors"] = 5
+    (out / "tritonq_report.json").write_text(json.dumps(report))
+    assert quantize_checkpoint(source, out, "nf4")["resumed_files"] == 2
+    assert model_files(out) == expected
 
 
 def test_foreign_folder_is_refused(source, tmp_path, cli):

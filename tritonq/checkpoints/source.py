@@ -81,6 +81,7 @@ def open_source(path: str | Path) -> Source:
     path = checked_path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
+    _refuse_unfinished(path if path.is_dir() else path.parent)
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(INDEX_SUFFIX):
@@ -92,6 +93,8 @@ def open_source(path: str | Path) -> Source:
 def of_files(paths: Iterable[str | Path]) -> Source:
     """Files that belong together, as a framework found them; no configuration beside them is read."""
     files = tuple(open_file(path) for path in paths)
+    for folder in {file.path.parent for file in files}:
+        _refuse_unfinished(folder)
     if not files:
         raise CheckpointError("no safetensors files were given")
     owner: dict[str, TensorFile] = {}
@@ -103,12 +106,15 @@ def of_files(paths: Iterable[str | Path]) -> Source:
     return Source(path=files[0].path, folder=None, files=files, owner=owner, config={})
 
 
+def _refuse_unfinished(folder: Path) -> None:
+    if (folder / JOURNAL).is_file():
+        raise CheckpointError(f"{folder}: holds an unfinished quantize job ({JOURNAL}); run the same command again to finish it")
+
+
 def _open_folder(folder: Path) -> Source:
     files = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
     indexes = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     default = folder / f"model{INDEX_SUFFIX}"
-    if (folder / JOURNAL).is_file():
-        raise CheckpointError(f"{folder}: holds an unfinished quantize job ({JOURNAL}); run the same command again to finish it")
     if default in indexes:
         return _open_index(folder, default)
     if len(indexes) > 1:
@@ -117,7 +123,7 @@ def _open_folder(folder: Path) -> Source:
         return _open_index(folder, indexes[0])
     if len(files) == 1:
         file = open_file(files[0])
-        return Source(path=folder, folder=folder, files=(file,), owner=dict.fromkeys(file.entries, file), config=_config(folder))
+        return Source(path=folder, folder=folder, files=(file,), owner=dict.fromkeys(file.entries, file), config=read_config(folder))
     if files:
         names = ", ".join(p.name for p in files[:4])
         raise CheckpointError(f"{folder}: {len(files)} safetensors files ({names}) and no model{INDEX_SUFFIX}; name the one file to open")
@@ -153,9 +159,10 @@ def _open_index(folder: Path, index: Path) -> Source:
     if missing is not None:
         raise CheckpointError(f"{index}: tensor {missing!r} is said to be in {weight_map[missing]}, which does not hold it")
     ordered = tuple(file for _, file in sorted(files.items()))
-    return Source(path=folder, folder=folder, files=ordered, owner=owner, config=_config(folder), index=index)
+    return Source(path=folder, folder=folder, files=ordered, owner=owner, config=read_config(folder), index=index)
 
 
-def _config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """config.json of a folder, empty where there is none."""
     path = folder / "config.json"
     return read_json(path) if path.is_file() else {}

@@ -15,13 +15,17 @@ from ..files import write_atomic
 from ..ops import quantize
 from .checkpoint import of_source
 from .journal import Journal, identity, locked
-from .native import MANIFEST, METADATA_KEY, Record, expected, header_metadata, manifest, quantization_config, stored_names, to_tensors
+from .native import MANIFEST, Record, expected, header_metadata, manifest, quantization_config, stored_names, to_tensors
 from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
-from .source import Source, open_source
+from .source import Source, open_source, read_config
 from .tensorfile import DTYPES, Entry, TensorFile, checked_path
 from .writer import FileWriter, Stored, header_room, write_json
 
+# Endings of names of tensors that hold codes and scales: FP8 in blocks and DeepSeek, W8 and compressed-tensors' FP8, its packed formats,
+# GPTQ and AWQ, LLM.int8 of bitsandbytes, gpt-oss.
+_CODES_AND_SCALES = (("", "_scale_inv"), ("", "_scale"), ("_packed", "_scale"), ("qweight", "scales"), ("weight", "SCB"),
+                     ("_blocks", "_scales"))  # fmt: skip
 Progress = Callable[[int, int, str], None]
 
 
@@ -48,19 +52,25 @@ def quantize_checkpoint(
     started, dst = time.monotonic(), checked_path(dst)
     source = open_source(src)
     rules = Rules.parse(schemes, include, exclude)
-    _refuse_quantized(source)
+    config = read_config(source.files[0].path.parent)  # of a single file too, which carries none along
+    _refuse_quantized(source, config)
     entries = [entry for file in source.files for entry in file.entries.values()]
-    decisions = rules.decide(entries, tied=bool(source.config.get("tie_word_embeddings")))
+    tied = _tied(config)
+    decisions = rules.decide(entries, tied=tied)
     if not any(d.scheme for d in decisions.values()):
         raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
     _refuse_unwritable(source, decisions)
-    dst = _destination(source, dst)
+    carried, left_out = source.carried()
+    dst = _destination(source, dst, carried)
     with locked(dst):
-        journal = Journal.open(dst, identity(source, rules), overwrite=overwrite)
-        return _run(source, dst, decisions, journal, progress or (lambda *_: None), started)
+        journal = Journal.open(dst, identity(source, rules, tied=tied), [str(path) for path in carried], overwrite=overwrite)
+        report = _run(source, dst, decisions, journal, progress or (lambda *_: None))
+        report |= {"left_out": [str(path) for path in left_out], "seconds": round(time.monotonic() - started, 3)}
+        journal.close(report)
+    return report
 
 
-def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Journal, progress: Progress, started: float) -> dict:
+def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Journal, progress: Progress) -> dict:
     total, done = source.nbytes, 0
     rows, resumed = [], 0
     for file in source.files:
@@ -73,10 +83,9 @@ def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Jou
         rows += finished
         done += sum(entry.nbytes for entry in file.entries.values())
         progress(done, total, file.path.name)
-    carried, left_out = source.carried()
-    for path in carried:
-        if path != Path("config.json"):
-            _copy(source.folder / path, dst / path)
+    for name in journal.carried:
+        if name != "config.json":
+            _copy(source.folder / name, dst / name)
     if source.index is not None:
         names = {name: out for row in rows for name, out in ((stored, row["file"]) for stored in row["stored"])}
         write_json(dst / source.index.name, {"metadata": {"total_size": sum(r["bytes_after"] for r in rows)}, "weight_map": names})
@@ -89,17 +98,13 @@ def _run(source: Source, dst: Path, decisions: dict[str, Decision], journal: Jou
     if source.folder is not None and (source.folder / "config.json").is_file():
         kept = [row["name"] for row in rows if not row["scheme"] and len(row["shape"]) > 1]
         write_json(dst / "config.json", source.config | {"quantization_config": quantization_config(records, kept)}, allow_nan=True)
-    report = {
+    return {
         "job": journal.job,
         "files": journal.finished,
         "totals": totals(rows),
         "resumed_files": resumed,
-        "carried": [str(p) for p in carried],
-        "left_out": [str(p) for p in left_out],
-        "seconds": round(time.monotonic() - started, 3),
+        "carried": journal.carried,
     }
-    journal.close(report)
-    return report
 
 
 def report_rows(report: dict) -> list[dict]:
@@ -189,14 +194,27 @@ def _keep_tensor(writer: FileWriter, file: TensorFile, entry: Entry, decision: D
     }
 
 
-def _refuse_quantized(source: Source) -> None:
-    method = source.config.get("quantization_config")
+def _tied(config: dict) -> bool:
+    """Whether ``lm_head`` is the embedding; models of several parts say so of their language model."""
+    text = config.get("text_config")
+    return any(bool(part.get("tie_word_embeddings")) for part in (config, text) if isinstance(part, dict))
+
+
+def _refuse_quantized(source: Source, config: dict) -> None:
+    way_out = "start from the original weights"
+    method = config.get("quantization_config")
     if method is not None:
         name = method.get("quant_method", "?") if isinstance(method, dict) else "?"
-        raise CheckpointError(f"{source.path}: is quantized already (config.json: quant_method {name!r}); start from the original weights")
+        raise CheckpointError(f"{source.path}: is quantized already (config.json: quant_method {name!r}); {way_out}")
     known = of_source(source)
-    if known.records or any(METADATA_KEY in file.metadata for file in source.files):
-        raise CheckpointError(f"{source.path}: is a {known.family} checkpoint already; start from the original weights")
+    if known.records:
+        raise CheckpointError(f"{source.path}: is a {known.family} checkpoint already; {way_out}")
+    for name, file in source.owner.items():
+        scales = (name.removesuffix(codes) + suffix for codes, suffix in _CODES_AND_SCALES if name.endswith(codes))
+        scale = None if file.entries[name].is_float else next((scale for scale in scales if scale in source), None)
+        if scale is not None:
+            what = f"tensor {name!r} is {file.entries[name].dtype}, its scales are in {scale!r}"
+            raise CheckpointError(f"{source.path}: is quantized already ({what}); {way_out}")
 
 
 def _refuse_unwritable(source: Source, decisions: dict[str, Decision]) -> None:
@@ -213,13 +231,12 @@ def _refuse_unwritable(source: Source, decisions: dict[str, Decision]) -> None:
         header_room(file.path, stored, header_metadata(file.metadata, records))
 
 
-def _destination(source: Source, dst: Path) -> Path:
+def _destination(source: Source, dst: Path, carried: list[Path]) -> Path:
     """The folder ``dst``, made. No folder that the job writes into may be one where files of the source lie, links followed."""
     if dst.exists() and not dst.is_dir():
         raise CheckpointError(f"{dst}: the output is a folder, and this is a file; choose another name")
     if dst.suffix == ".safetensors":
         raise CheckpointError(f"{dst}: the output is a folder; leave out .safetensors")
-    carried, _ = source.carried()
     read = [file.path for file in source.files] + [source.folder / path for path in carried] + [source.index] * (source.index is not None)
     homes = {source.files[0].path.parent.resolve(), *(path.resolve().parent for path in read)}
     inside = source.folder and source.folder.resolve()
