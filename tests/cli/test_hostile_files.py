@@ -180,14 +180,31 @@ def test_lying_description(cli, tmp_path, name):
     q = tritonq.quantize(torch.randn(2, 64), "nf4")
     named = {"w": q.packed, "w_scale": q.scale}
     save_file(named, tmp_path / "x.safetensors", metadata={"tritonq": lie if isinstance(lie, str) else json.dumps(lie)})
-    outcome = cli("verify", tmp_path / "x.safetensors")
-    assert outcome.status == 2 and text in outcome.err and "x.safetensors" in outcome.err
+    for command in ("inspect", "verify"):
+        outcome = cli(command, tmp_path / "x.safetensors")
+        assert outcome.status == 2 and text in outcome.err and "x.safetensors" in outcome.err
 
 
-def test_scale_missing(cli, tmp_path):
-    save_file({"w": torch.zeros(2, 32, dtype=torch.uint8)}, tmp_path / "x.safetensors", metadata={"tritonq": json.dumps(description())})
-    outcome = cli("verify", tmp_path / "x.safetensors")
-    assert outcome.status == 2 and "needs stored_scale" in outcome.err
+LYING_TENSORS = {
+    "scale missing": ({"w_scale": None}, "needs 'w_scale' = ('F32', (2, 1)), got None"),
+    "scale of another dtype": ({"w_scale": torch.ones(2, 1, dtype=torch.float16)}, "= ('F32', (2, 1)), got ('F16', (2, 1))"),
+    "scales of fewer groups": ({"w_scale": torch.ones(1, 1)}, "got ('F32', (1, 1))"),
+    "codes of another dtype": ({"w": torch.zeros(2, 32, dtype=torch.int8)}, "needs 'w' = ('U8', (2, 32)), got ('I8', (2, 32))"),
+    "a part that the scheme has not": ({"w_zero_point": torch.zeros(2, 1)}, "needs 'w_zero_point' = None, got ('F32', (2, 1))"),
+    "column order too short": ({"w_column_order": torch.zeros(63, dtype=torch.int32)}, "needs 'w_column_order' = ('I32', (64,)), got"),
+    "column order of int64": ({"w_column_order": torch.zeros(64, dtype=torch.int64)}, "got ('I64', (64,))"),
+}
+
+
+@pytest.mark.parametrize("name", LYING_TENSORS)
+def test_tensors_that_contradict_their_description(cli, tmp_path, name):
+    changes, text = LYING_TENSORS[name]
+    named = {"w": torch.zeros(2, 32, dtype=torch.uint8), "w_scale": torch.ones(2, 1)} | changes
+    named = {key: value for key, value in named.items() if value is not None}
+    save_file(named, tmp_path / "x.safetensors", metadata={"tritonq": json.dumps(description())})
+    for command in ("inspect", "verify"):
+        outcome = cli(command, tmp_path / "x.safetensors")
+        assert outcome.status == 2 and "x.safetensors: weight 'w': nf4 of shape (2, 64)" in outcome.err and text in outcome.err
 
 
 def test_manifest_that_contradicts_the_files(cli, tmp_path):

@@ -126,7 +126,19 @@ class Native(Family):
             if wrong is not None:
                 says, truth = shorten(listed.get(wrong)), shorten(records.get(wrong))
                 raise CheckpointError(f"{where}: says {says} of weight {wrong!r}, its file says {truth}")
+        for name, record in records.items():
+            self._check_headers(source, name, record)
         return records
+
+    def _check_headers(self, source: Source, name: str, record: Record) -> None:
+        """The tensors of weight ``name`` are those that its description asks for; what they hold is not read."""
+        wanted = expected(name, record, act_order=name + _SUFFIXES["column_order"] in source)
+        for stored in self.stored_names(name):
+            entry = source.entry(stored) if stored in source else None
+            got = (entry.dtype, entry.shape) if entry else None
+            if got != wanted.get(stored):
+                needs = f"{record.scheme} of shape {record.matrix_shape} {record.dtype} needs {stored!r} = {wanted.get(stored)}, got {got}"
+                raise CheckpointError(f"{source.owner[name].path}: weight {name!r}: {needs}")
 
     def stored_names(self, name: str) -> list[str]:
         return [name + suffix for suffix in _SUFFIXES.values()]
