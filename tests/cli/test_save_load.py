@@ -134,3 +134,45 @@ def test_tensors_that_a_file_cannot_hold(tmp_path, named, text):
     with pytest.raises(CheckpointError, match=text):
         tritonq.save(named, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_under_two_names(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = tritonq.nn.QuantLinear.from_linear(torch.nn.Linear(64, 8), "nf4")
+            self.b = self.a
+
+    model = Tied()
+    tritonq.save(model, tmp_path / "m.safetensors")
+    loaded = tritonq.load(tmp_path / "m.safetensors")
+    assert loaded.keys() == {"a.weight", "a.bias", "b.weight", "b.bias"}
+    assert_same(loaded["a.weight"], loaded["b.weight"])
+
+
+@pytest.mark.parametrize("other", ["model.safetensors.index.json", "x.safetensors.index.json", "adapter.safetensors", "tritonq_job.json"])
+def test_a_folder_that_would_open_as_something_else(tmp_path, other):
+    folder = tmp_path / "m"
+    tritonq.save({"a": torch.zeros(3)}, folder)
+    tritonq.save({"a": torch.ones(3)}, folder)
+    assert torch.equal(tritonq.load(folder)["a"], torch.ones(3))
+    (folder / other).write_text("{}")
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=f"m: holds other weights or their index .{other}."):
+        tritonq.save({"a": torch.zeros(3)}, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("taken, path", [("x.safetensors", "x.safetensors"), ("m/model.safetensors", "m")])
+def test_a_folder_under_the_name_of_the_file(tmp_path, taken, path):
+    (tmp_path / taken).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"{taken}: is a folder, and a file is saved under this name"):
+        tritonq.save({"a": torch.zeros(3)}, tmp_path / path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_file_under_the_name_of_the_folder(tmp_path):
+    (tmp_path / "m").write_text("precious")
+    with pytest.raises(CheckpointError, match=r"m: is a file, and without .safetensors this names a folder"):
+        tritonq.save({"a": torch.zeros(3)}, tmp_path / "m")
+    assert (tmp_path / "m").read_text() == "precious"

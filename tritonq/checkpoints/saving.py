@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InvalidProblemError
+from ..errors import CheckpointError, InvalidProblemError
 from ..qstack import QStack
 from ..qtensor import QTensor
 from .checkpoint import open as open_checkpoint
 from .native import MANIFEST, Record, header_metadata, manifest, stored_names, to_tensors
+from .source import INDEX_SUFFIX, JOURNAL
 from .tensorfile import checked_path
 from .writer import write_json, write_tensors
 
@@ -25,6 +26,9 @@ def save(model_or_tensors, path: str | Path) -> None:
         >>> tritonq.save({"w": tritonq.quantize(torch.randn(64, 64), "nf4")}, "w.safetensors")  # doctest: +SKIP
     """
     path, named = checked_path(path), _named_tensors(model_or_tensors)
+    folder = None if path.suffix == ".safetensors" else path
+    file = folder / "model.safetensors" if folder else path
+    _refuse_to_replace(folder, file)
     records, tensors = {}, {}
     for name, value in named.items():
         if not isinstance(name, str) or not isinstance(value, (QTensor, QStack, torch.Tensor)):
@@ -40,9 +44,8 @@ def save(model_or_tensors, path: str | Path) -> None:
         if clash is not None:
             raise InvalidProblemError(f"weight {name!r} is stored as {clash!r} too, and another tensor has that name; rename one")
         tensors |= parts
-    folder = None if path.suffix == ".safetensors" else path
-    (folder or path.parent).mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors" if folder else path, tensors, header_metadata({}, records))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(file, tensors, header_metadata({}, records))
     if folder:
         write_json(folder / MANIFEST, manifest(records))
 
@@ -52,13 +55,27 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, QTen
     return {name: value.to(device) for name, value in open_checkpoint(path)}
 
 
+def _refuse_to_replace(folder: Path | None, file: Path) -> None:
+    """Opening ``folder`` must give what is saved into it, and a name that is taken must be of the same kind."""
+    if file.is_dir():
+        raise CheckpointError(f"{file}: is a folder, and a file is saved under this name; choose another name")
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file, and without .safetensors this names a folder; choose another name")
+    weights = {*folder.glob("*.safetensors"), *folder.glob(f"*{INDEX_SUFFIX}"), *folder.glob(JOURNAL)} - {file}
+    if weights:
+        rule = f"holds other weights or their index ({min(weights).name}), which would be opened with or in place of what is saved"
+        raise CheckpointError(f"{folder}: {rule}; choose another folder")
+
+
 def _named_tensors(model_or_tensors) -> dict:
     if isinstance(model_or_tensors, dict):
         return model_or_tensors
     if not isinstance(model_or_tensors, torch.nn.Module):
         raise InvalidProblemError(f"save takes a module or a dict of tensors, got {type(model_or_tensors).__name__}")
     named = dict(model_or_tensors.state_dict())
-    for prefix, module in model_or_tensors.named_modules():
+    for prefix, module in model_or_tensors.named_modules(remove_duplicate=False):  # as state_dict names them
         for own, q in _weights(module).items():
             name = f"{prefix}.{own}" if prefix else own
             for stored in stored_names(name, Record(scheme="", shape=(), dtype=q.dtype)):
