@@ -78,6 +78,8 @@ HOSTILE = {
     "blocksize unknown": (with_state(state(blocksize=48)), "blocksize must be one of 32, 64"),
     "blocksize a text": (with_state(state(blocksize="64")), "blocksize must be one of"),
     "blocksize true": (with_state(state(blocksize=True)), "blocksize must be one of"),
+    "blocksize a float": (with_state(state(blocksize=64.0)), "blocksize must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got 64.0"),
+    "nested blocksize a float": (with_state(state(**NESTED | {"nested_blocksize": 256.0}), True), "nested_blocksize must be one of"),
     "dtype unknown": (with_state(state(dtype="int8")), "dtype must be one of float16, bfloat16, float32, got 'int8'"),
     "dtype a list": (with_state(state(dtype=["float16"])), "dtype must be one of"),
     "shape no list": (with_state(state(shape=512)), "shape must be a list"),

@@ -89,6 +89,30 @@ def test_nan_in_any_part(cli, tmp_path, scheme_part):
     assert outcome.status == 2 and "w.safetensors: weight 'w.weight': " in outcome.err and "holds NaN or Inf" in outcome.err
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2fnuz,
+                                   torch.float8_e8m0fnu])  # fmt: skip
+def test_nan_in_kept_tensors_of_every_float(cli, tmp_path, dtype):
+    values = torch.ones(40).to(dtype)
+    save_file({"x": values}, tmp_path / "x.safetensors")
+    assert cli("verify", tmp_path / "x.safetensors").status == 0
+    values[3:5] = float("nan")
+    save_file({"x": values}, tmp_path / "x.safetensors")
+    outcome = cli("verify", tmp_path / "x.safetensors")
+    assert outcome.status == 1 and "failed: x: 2 of its values are NaN or Inf" in outcome.out
+
+
+def test_a_recorded_dtype_that_is_not_the_sources(cli, pair):
+    source, out = pair
+    path, manifest = out / "model.safetensors", out / "tritonq.json"
+    described = json.loads(manifest.read_text())
+    described["weights"]["lm_head.weight"]["dtype"] = "float16"
+    manifest.write_text(json.dumps(described))
+    save_file(load_file(path), path, metadata={"tritonq": json.dumps(described)})
+    outcome = cli("verify", out, "--against", source)
+    assert outcome.status == 1
+    assert "failed: lm_head.weight: was torch.float16, its description says, and the source has torch.bfloat16" in outcome.out
+
+
 def test_finite_scale_that_decodes_to_infinity(cli, tmp_path):
     save_file({"w.weight": torch.eye(32)}, tmp_path / "w.safetensors")
     cli("quantize", tmp_path / "w.safetensors", "--scheme", "int8", "-o", tmp_path / "out")

@@ -96,7 +96,7 @@ class _State:
             raise CheckpointError(f"{where}: quant_type must be {kind!r}, got {shorten(fields['quant_type'])}")
         outer_block, offset = fields.get("nested_blocksize"), fields.get("nested_offset")
         for name, size in ({"blocksize": block} | ({"nested_blocksize": outer_block} if nested else {})).items():
-            if isinstance(size, bool) or size not in _BLOCK_SIZES:
+            if type(size) is not int or size not in _BLOCK_SIZES:  # 64.0 and True are equal to whole numbers
                 raise CheckpointError(f"{where}: {name} must be one of {', '.join(map(str, _BLOCK_SIZES))}, got {shorten(size)}")
         if dtype not in _DTYPES:
             raise CheckpointError(f"{where}: dtype must be one of {', '.join(_DTYPES)}, got {shorten(dtype)}")
