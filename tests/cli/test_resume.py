@@ -241,6 +241,17 @@ def test_rows_of_a_report_that_were_damaged_are_made_anew(source, expected, tmp_
     assert model_files(out) == expected
 
 
+def test_overwrite_removes_no_weights_that_a_killed_job_had_not_replaced_yet(source, tmp_path, cli):
+    out, name = tmp_path / "out", "model-00001-of-00003.safetensors"
+    quantize_checkpoint(source, out, "nf4")
+    report = json.loads((out / "tritonq_report.json").read_text())
+    (out / "tritonq_job.json").write_text(json.dumps({"job": report["job"], "carried": [], "files": {}}))
+    single = tmp_path / "single.safetensors"
+    tritonq.save({"w.weight": torch.ones(4, 64)}, single)
+    refused = cli("quantize", single, "--scheme", "nf4", "-o", out, "--overwrite")
+    assert refused.status == 2 and "holds other weights (model-0" in refused.err and (out / name).is_file()
+
+
 def test_foreign_folder_is_refused(source, tmp_path, cli):
     out = tmp_path / "out"
     out.mkdir()

@@ -114,13 +114,13 @@ def _clear(folder: Path, known: Path | None, outputs: list[str]) -> None:
     job = old.get("job")
     sources = job.get("source") if isinstance(job, dict) else None
     planned = [file.get("name") for file in sources if isinstance(file, dict)] if isinstance(sources, list) else []
-    weights = [name for name in _names([*planned, *_names(old.get("files"))]) if Path(name).name == name and name.endswith(".safetensors")]
+    begun, weights = ([name for name in _names(value) if Path(name).name == name and name.endswith(".safetensors")]
+                      for value in (planned, old.get("files")))  # fmt: skip
     carried = [name for name in _names(old.get("carried")) if folder.resolve() in (folder / name).resolve().parents]
-    indexes = [path.name.removesuffix(PARTIAL) for end in ("", PARTIAL) for path in folder.glob(f"*{INDEX_SUFFIX}{end}")] if known else []
-    for name in (*weights, *carried, *indexes, JOURNAL, REPORT):
-        for path in (folder / name, folder / (name + PARTIAL)):
-            if path.is_file():
-                path.unlink()
+    indexes = [path.name for end in ("", PARTIAL) for path in folder.glob(f"*{INDEX_SUFFIX}{end}")] if known else []
+    for name in (*weights, *carried, *(name + PARTIAL for name in (*begun, *carried)), *indexes, JOURNAL, REPORT):
+        if (folder / name).is_file():
+            (folder / name).unlink()
     for path in (*folder.glob("*.safetensors"), *folder.glob(f"*{INDEX_SUFFIX}")):
         if path.name not in outputs:
             raise CheckpointError(f"{folder}: holds other weights ({path.name}), which would count as part of the result; move them away")

@@ -21,6 +21,11 @@ def save(model_or_tensors, path: str | Path) -> None:
     Of a module the state dict is written; a submodule with a dict ``quantized`` gives those weights, one with an attribute (or method)
     ``qtensor`` its ``weight`` as that QTensor. A QStack is stored as the rows of all its matrices. The file appears whole or not at all.
 
+    Raises:
+        CheckpointError: a folder with other weights, an index or an unfinished job, which it would open as; a name that a folder or file of
+            the other kind has; a tensor that safetensors cannot hold (meta, sparse, complex128).
+        InvalidProblemError: values that are no tensors, names that clash.
+
     Example:
         >>> import torch, tritonq
         >>> tritonq.save({"w": tritonq.quantize(torch.randn(64, 64), "nf4")}, "w.safetensors")  # doctest: +SKIP

@@ -43,10 +43,11 @@ def quantize_checkpoint(
 
     ``schemes``, ``include``, ``exclude``: see :class:`tritonq.checkpoints.rules.Rules`. ``progress(done, total, name)`` is called
     with bytes of the source. Configuration and tokenizer files are carried along; the source is only read. ``dst`` may not be
-    ``src`` or inside it.
+    ``src``, inside it, or where its links lead.
 
     Raises:
-        CheckpointError: a malformed source, one that is quantized already, nothing to quantize, or a ``dst`` that holds something else.
+        CheckpointError: a malformed source, one that is quantized already, nothing to quantize, more tensors than a file's header can
+            name, or a ``dst`` that holds something else.
         InvalidProblemError: an unknown scheme, or a pattern that matches nothing.
     """
     started, dst = time.monotonic(), checked_path(dst)

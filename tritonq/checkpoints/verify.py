@@ -21,8 +21,8 @@ def verify_checkpoint(
     """Check the checkpoint at ``path``; returns ``{"tensors": rows, "failures": texts, ...}``, ok where ``failures`` is empty.
 
     Alone: files, index and descriptions agree, every quantized weight has the tensors its scheme needs, decodes, and decodes to no
-    NaN or Inf. ``against`` a source: the same names and shapes, tensors that were kept equal byte for byte, and SQNR and cosine for
-    each quantized weight, which fails below ``fail_under`` dB.
+    NaN or Inf. ``against`` a source: the same names, shapes and dtypes, tensors that were kept equal byte for byte, and SQNR and cosine
+    for each quantized weight, which fails below ``fail_under`` dB.
 
     Raises:
         CheckpointError: a file that cannot be read as what it claims to be (as opposed to a check that failed).

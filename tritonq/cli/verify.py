@@ -10,8 +10,8 @@ def add_command(commands) -> None:
     parser = commands.add_parser(
         "verify",
         help="check a checkpoint, alone or against its source",
-        description="Check that every tensor of PATH is there and decodes to finite numbers; against SRC also names, shapes, kept tensors "
-        "byte for byte, and SQNR and cosine of each quantized weight. Exit status 1: a check failed; 2: a file is malformed.",
+        description="Check that every tensor of PATH is there and decodes to finite numbers; against SRC also names, shapes, dtypes, kept "
+        "tensors byte for byte, and SQNR and cosine of each quantized weight. Exit status 1: a check failed; 2: a file is malformed.",
     )
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--against", metavar="SRC", help="the checkpoint that PATH was made from")
