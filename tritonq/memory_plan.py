@@ -14,7 +14,7 @@ from .checkpoints.rules import Rules
 from .checkpoints.source import Source
 from .checkpoints.tensorfile import Entry
 from .errors import InvalidProblemError, TritonQError, UnsupportedError
-from .model_config import Use, activation_bytes, heads_refused, kv_cache_bytes
+from .model_config import Use, activation_bytes, heads_refused, kv_cache_bytes, language_part, ties_embeddings
 from .nn.weight import layout_on
 from .plans.core import Target
 from .plans.descriptors import MatmulDesc
@@ -120,7 +120,7 @@ def chosen_schemes(source: Source, rules: Rules | None) -> dict[str, Scheme | No
     entries = entries_of(source)
     if rules is None:
         return dict.fromkeys(entry.name for entry in entries)
-    decisions = rules.decide(entries, tied=bool(source.config.get("tie_word_embeddings")))
+    decisions = rules.decide(entries, tied=ties_embeddings(source.config))
     return {entry.name: Scheme.parse(text) if (text := decisions[entry.name].scheme) and entry.numel else None for entry in entries}
 
 
@@ -158,9 +158,9 @@ def split_axis(name: str) -> int | None:
 
 def model_dtype(source: Source) -> torch.dtype:
     """What config.json says the model computes in, else the float dtype of most of its bytes."""
-    text = source.config.get("text_config") or source.config
-    named = text.get("dtype") or text.get("torch_dtype") or source.config.get("torch_dtype")
-    if named in NAMED_DTYPES:
+    parts = (language_part(source.config), source.config)
+    named = next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    if isinstance(named, str) and named in NAMED_DTYPES:
         return NAMED_DTYPES[named]
     totals: dict[torch.dtype, int] = {}
     for entry in entries_of(source):

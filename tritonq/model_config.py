@@ -16,6 +16,7 @@ Attention is taken to be fused: no scores ``[T, T]`` in memory.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,8 +27,15 @@ from .plans.core import Target
 
 DEFAULT_TOKENS = 2048  # max_num_batched_tokens of vLLM
 # What says that some layers cache something else than keys and values of the whole context.
-_OTHER_CACHES = ("kv_lora_rank", "attn_layer_indices", "attn_layer_period", "layers_block_type", "block_types", "cross_attention_layers",
-                 "num_kv_shared_layers", "ssm_cfg", "state_size", "mamba_d_state", "linear_num_value_heads", "compress_ratios")  # fmt: skip
+_OTHER_CACHES = (
+    "kv_lora_rank", "attn_layer_indices", "attn_layer_period", "attn_type_list", "layers_block_type", "block_types", "block_configs",
+    "hybrid_override_pattern", "hybrid_layer_pattern", "full_attn_idxs", "cross_attention_layers", "num_kv_shared_layers", "use_cla",
+    "ssm_cfg", "state_size", "ssm_state_size", "mamba_d_state", "linear_num_value_heads", "compress_ratios", "per_layer_config",
+    "global_head_dim", "v_head_dim", "H_cycles", "prompt_length",
+)  # fmt: skip
+# Kinds of layers that keep the latest tokens alone, and what says how many.
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+_KV_HEADS = re.compile(r"(?<!q)kv|key_value|multi_query|(attention|query)_group")  # names of settings that count key/value heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +68,22 @@ def kv_cache_bytes(config: Mapping, use: Use, dtype: torch.dtype) -> int:
     Raises:
         UnsupportedError: the config says, or may say, that not every layer caches that.
     """
-    text = _text_config(config, "KV cache")
-    made = config.get("architectures") or ["CausalLM"]
-    if not any(part in str(name) for name in made for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
-        raise UnsupportedError(f"KV cache: cannot tell, {', '.join(map(str, made))} is not known to generate text")
+    what = "KV cache"
+    text = _text_config(config, what)
+    made = _names(config, "architectures", what) or ["CausalLM"]
+    if not any(part in name for name in made for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
+        raise UnsupportedError(f"{what}: cannot tell, {', '.join(made)} is not known to generate text")
     if other := next((key for key in _OTHER_CACHES if text.get(key)), None):
-        raise UnsupportedError(f"KV cache: cannot tell, {other} = {text[other]!r} says that layers cache something else")
-    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-    window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
-    if kinds - {"sliding_attention"}:
-        raise UnsupportedError(f"KV cache: cannot tell, layers of type {', '.join(sorted(kinds))} cache something else")
-    if (kinds or window and not text.get("layer_types")) and not (isinstance(window, int) and use.context <= window):
-        raise UnsupportedError(f"KV cache: cannot tell, layers attend to a sliding window of {window} of {use.context} tokens, and engines "
-                               "differ in what they keep")  # fmt: skip
-    layers, heads, width = (_number(text, key, "KV cache") for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
+        raise UnsupportedError(f"{what}: cannot tell, {other} = {text[other]!r:.80} says that layers cache something else")
+    kinds = set(_names(text, "layer_types", what)) - {"full_attention"}
+    if kinds - _WINDOWS.keys():
+        raise UnsupportedError(f"{what}: cannot tell, layers of type {', '.join(sorted(kinds))} cache something else")
+    for kind, key in _WINDOWS.items():
+        window = text.get(key) if text.get(f"use_{key}", True) else None
+        if (kind in kinds or window and not text.get("layer_types")) and not (isinstance(window, int) and use.context <= window):
+            raise UnsupportedError(f"{what}: cannot tell, layers attend to {key} = {window!r:.80} of {use.context} tokens, and engines "
+                                   "differ in what they keep")  # fmt: skip
+    layers, heads, width = (_number(text, key, what) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
     return 2 * layers * -(-heads // use.devices) * width * use.context * use.batch * dtype.itemsize
 
 
@@ -91,36 +101,65 @@ def activation_bytes(config: Mapping, use: Use, dtype: torch.dtype) -> int:
     size, sizes = dtype.itemsize, []
     sizes.append(2 * hidden * 4)
     sizes.append((4 * q + 2 * v) * size)
-    per_token, expert = text.get("num_experts_per_tok"), text.get("moe_intermediate_size", text.get("intermediate_size"))
-    if per_token:
-        if not expert:
-            raise UnsupportedError(f"{what}: cannot tell, config.json has no moe_intermediate_size")
+    if text.get("num_experts_per_tok"):
+        wide = "moe_intermediate_size" if "moe_intermediate_size" in text else "intermediate_size"
+        per_token, expert = (_number(text, key, what) for key in ("num_experts_per_tok", wide))
         sizes.append(per_token * (hidden + 3 * expert) * size + 3 * per_token * hidden * 4)
     else:
         sizes.append(3 * _number(text, "intermediate_size", what) // use.devices * size)
     return (4 * hidden * size + max(sizes)) * use.at_once + use.batch * vocabulary * (size + 4)
 
 
+def language_part(config: Mapping) -> Mapping:
+    """The part of a config.json that describes the language model: empty where that is no JSON object."""
+    text = config.get("text_config") or config
+    return text if isinstance(text, Mapping) else {}
+
+
+def ties_embeddings(config: Mapping) -> bool:
+    """Whether ``lm_head`` is the embedding: releases of Transformers differ in whether the model or its language part says so."""
+    return any(bool(part.get("tie_word_embeddings")) for part in (config, language_part(config)))
+
+
 def _text_config(config: Mapping, what: str) -> Mapping:
-    """The part of a config.json that describes the language model, with what it leaves to a rule filled in."""
+    """:func:`language_part` with what it leaves to a rule filled in."""
     if not config:
         raise UnsupportedError(f"{what}: cannot tell, there is no config.json beside the weights")
-    text = dict(config.get("text_config") or config)
     if config.get("is_encoder_decoder"):
         raise UnsupportedError(f"{what}: cannot tell of an encoder and decoder")
-    heads = text.get("num_attention_heads")
+    text = dict(language_part(config))
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
     if isinstance(heads, int) and heads > 0:
-        text["num_key_value_heads"] = text.get("num_key_value_heads") or heads
-        hidden = text.get("hidden_size")
+        if text.get("num_key_value_heads") is None:
+            text["num_key_value_heads"] = _kv_heads(text, heads, what)
         if not text.get("head_dim") and isinstance(hidden, int):
-            text["head_dim"] = hidden // heads
+            text["head_dim"] = text.get("kv_channels") or hidden // heads
     return text
+
+
+def _kv_heads(text: Mapping, heads: int, what: str) -> int:
+    """Key/value heads without ``num_key_value_heads``: one with Falcon's ``multi_query``, as many as query heads where nothing counts.
+
+    Falcon's new decoder ignores ``multi_query``; Transformers caches its ``num_kv_heads`` once for each query head, other engines once.
+    """
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        return 1
+    if named := next((key for key in text if text[key] and key != "kv_channels" and _KV_HEADS.search(key)), None):
+        raise UnsupportedError(f"{what}: cannot tell, config.json has no num_key_value_heads, and {named} = {text[named]!r:.80}")
+    return heads
+
+
+def _names(part: Mapping, key: str, what: str) -> list[str]:
+    names = part.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UnsupportedError(f"{what}: cannot tell, config.json has {key} = {names!r:.80}")
+    return names
 
 
 def _number(text: Mapping, key: str, what: str) -> int:
     value = text.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UnsupportedError(f"{what}: cannot tell, config.json has {key} = {value!r}" if key in text else
+        raise UnsupportedError(f"{what}: cannot tell, config.json has {key} = {value!r:.80}" if key in text else
                                f"{what}: cannot tell, config.json has no {key}")  # fmt: skip
     return value
 
@@ -129,7 +168,7 @@ def heads_refused(config: Mapping, devices: int) -> str | None:
     """Why attention cannot be split: whole heads go to a device."""
     if devices == 1:
         return None
-    text = config.get("text_config") or config
+    text = language_part(config)
     for key in ("num_attention_heads", "num_key_value_heads"):
         heads = text.get(key)
         if isinstance(heads, int) and heads % devices:

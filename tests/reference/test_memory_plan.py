@@ -2,6 +2,7 @@
 import itertools
 import json
 import random
+import re
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from tritonq import assignment, checkpoints, memory_plan
 from tritonq.assignment import Option, assign, assign_model
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.memory_plan import plan_memory
-from tritonq.model_config import Use, activation_bytes, kv_cache_bytes
+from tritonq.model_config import Use, activation_bytes, kv_cache_bytes, ties_embeddings
 from tritonq.plans.core import Target
 
 transformers = pytest.importorskip("transformers", minversion="5.19")
@@ -61,6 +62,23 @@ def test_kv_cache_is_that_of_transformers(source, context, batch):
     with torch.no_grad():
         model(torch.ones(batch, 8, dtype=torch.int64), use_cache=True, past_key_values=static)
     assert predicted == sum(t.nbytes for layer in static.layers for t in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("changed, told", [({"multi_query": True}, True), ({"multi_query": False}, True),
+                                           ({"new_decoder_architecture": True, "num_kv_heads": 2}, False)])  # fmt: skip
+def test_kv_cache_of_falcon(changed, told):
+    config = transformers.FalconConfig(vocab_size=80, hidden_size=64, num_hidden_layers=2, num_attention_heads=8, **changed)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(BF16).eval()
+    with torch.no_grad():
+        cache = model(torch.ones(3, 10, dtype=torch.int64), use_cache=True).past_key_values
+    kept = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    raw = {"architectures": ["FalconForCausalLM"], **config.to_dict()} | ({} if "num_kv_heads" in changed else {"num_kv_heads": None})
+    if told:
+        assert kv_cache_bytes(raw, Use(context=10, batch=3), BF16) == kept
+    else:
+        assert kept == 2 * 2 * 8 * 8 * 10 * 3 * 2, "Transformers has a key for each query head, other engines have num_kv_heads"
+        with pytest.raises(UnsupportedError, match="no num_key_value_heads"):
+            kv_cache_bytes(raw, Use(context=10, batch=3), BF16)
 
 
 class Peak(TorchDispatchMode):
@@ -129,27 +147,68 @@ def test_devices_share_what_is_split(source):
 
 
 @pytest.mark.parametrize("changed, text", [
-    ({"sliding_window": 32}, "sliding window of 32 of 64 tokens"),
-    ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 32}, "sliding window of 32"),
+    ({"sliding_window": 32}, "sliding_window = 32 of 64 tokens"),
+    ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 32}, "sliding_window = 32"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type linear_attention"),
     ({"kv_lora_rank": 512}, "kv_lora_rank = 512"),
     ({"architectures": ["BertModel"]}, "BertModel is not known to generate text"),
     ({"is_encoder_decoder": True}, "encoder and decoder"),
     ({"num_hidden_layers": None}, "num_hidden_layers = None"),
+    ({"num_key_value_heads": None, "multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 2}, "no num_key_value_heads"),
+    ({"num_key_value_heads": None, "num_kv_heads": 2}, "no num_key_value_heads, and num_kv_heads = 2"),
+    ({"num_key_value_heads": None, "block_configs": [{"attention": {"n_heads_in_group": 8}}] * 80}, "block_configs = .{80} says"),
+    ({"hybrid_override_pattern": "M-M*-"}, "hybrid_override_pattern = 'M-M[*]-'"),
+    ({"ssm_state_size": 128}, "ssm_state_size = 128"),
+    ({"attn_type_list": [0, 0, 1]}, "attn_type_list"),
+    ({"attention_chunk_size": 32}, "attention_chunk_size = 32 of 64 tokens"),
+    ({"layer_types": ["full_attention", "chunked_attention"], "attention_chunk_size": 32}, "attention_chunk_size = 32"),
+    ({"use_cla": True, "cla_share_factor": 2}, "use_cla = True"),
+    ({"v_head_dim": 8, "swa_num_key_value_heads": 8}, "v_head_dim = 8"),
+    ({"text_config": "x"}, "no num_hidden_layers"),
+    ({"text_config": ["a"]}, "no num_hidden_layers"),
+    ({"layer_types": [{}]}, r"layer_types = \[{}\]"),
+    ({"layer_types": 5}, "layer_types = 5"),
+    ({"architectures": 5}, "architectures = 5"),
 ])  # fmt: skip
 def test_what_cannot_be_told_is_not_guessed(source, changed, text):
     config = source.config | changed
     with pytest.raises(UnsupportedError, match=f"KV cache: cannot tell.*{text}"):
         kv_cache_bytes(config, Use(context=64), BF16)
     plan = plan_memory(memory_plan.Source(**{**vars(source), "config": config}), "nf4", Use(context=64, target=CPU))
-    assert plan.kv_cache is None and text in plan.unknown[0] and plan.fits(1 << 40) is None and plan.fits(1) is False
+    assert plan.kv_cache is None and re.search(text, plan.unknown[0]) and plan.fits(1 << 40) is None and plan.fits(1) is False
 
 
 @pytest.mark.parametrize("changed", [{"sliding_window": 64}, {"sliding_window": 8, "use_sliding_window": False}, {"sliding_window": None},
-                                     {"sliding_window": 8, "layer_types": ["full_attention"] * 3}, {"head_dim": None}])  # fmt: skip
+                                     {"sliding_window": 8, "layer_types": ["full_attention"] * 3}, {"head_dim": None},
+                                     {"attention_chunk_size": 64}, {"use_cla": False, "cla_share_factor": 2}, {"dtype": ["a"]},
+                                     {"head_dim": None, "hidden_size": 64, "kv_channels": 16}])  # fmt: skip
 def test_harmless_settings_are_told(source, changed):
     assert kv_cache_bytes(source.config | changed, Use(context=64), BF16) == 2 * 3 * 4 * 16 * 64 * 2
     assert kv_cache_bytes({"architectures": ["XForConditionalGeneration"], "text_config": source.config}, Use(context=64), BF16) == 49152
+
+
+@pytest.mark.parametrize("changed, text", [
+    ({"num_experts_per_tok": "two"}, "num_experts_per_tok = 'two'"),
+    ({"num_experts_per_tok": 2, "moe_intermediate_size": "x"}, "moe_intermediate_size = 'x'"),
+])  # fmt: skip
+def test_activations_of_odd_sizes_are_refused(source, changed, text):
+    with pytest.raises(UnsupportedError, match=f"activations: cannot tell, config.json has {text}"):
+        activation_bytes(source.config | changed, Use(context=64), BF16)
+
+
+@pytest.mark.parametrize("odd", [{"text_config": "x"}, {"text_config": ["a"]}, {"dtype": ["a"]}, {"dtype": {"a": "bfloat16"}}])
+def test_odd_settings_leave_the_dtype_to_the_weights(source, odd):
+    plan = plan_memory(memory_plan.Source(**{**vars(source), "config": source.config | odd}), "nf4", Use(context=64, devices=2, target=CPU))
+    assert plan.weights == plan_memory(source, "nf4", Use(devices=2, target=CPU)).weights
+    assert memory_plan.model_dtype(memory_plan.Source(**{**vars(source), "config": odd})) == BF16
+
+
+@pytest.mark.parametrize("config, tied", [({"tie_word_embeddings": True}, True), ({"text_config": {"tie_word_embeddings": True}}, True),
+                                          ({"text_config": {}}, False), ({"text_config": "x"}, False), ({}, False)])  # fmt: skip
+def test_a_tied_head_is_kept(source, config, tied):
+    assert ties_embeddings(config) is tied
+    chosen = memory_plan.chosen_schemes(memory_plan.Source(**{**vars(source), "config": config}), memory_plan.Rules.parse("nf4"))
+    assert (chosen["lm_head.weight"] is None) == tied
 
 
 def test_without_a_config_nothing_is_told(source):
