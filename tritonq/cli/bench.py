@@ -14,7 +14,7 @@ from ..bench.suite import Bench, Suite
 from ..bench.suites import SUITES
 from ..bench.timing import CPU_NOTE, REPLAYS, machine, roofs
 from ..scheme import Scheme, scheme_names
-from .output import progress, say, table
+from .output import print_text, progress, say, table
 from .parser import UsageError
 
 TRIED_SHAPES, TRIED_M = "256x512", "1,16"  # what --device cpu takes where nothing else is asked for
@@ -63,7 +63,7 @@ def run(args) -> int:
     else:
         results = _measured(args)
     if args.json == "-":
-        print(results.json(), end="")
+        print_text(results.json().rstrip("\n"))
     if args.plot:
         for path in report.write(results, Path(args.plot)):
             _tell(f"wrote {path}")
