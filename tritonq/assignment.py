@@ -72,28 +72,32 @@ class Assignment:
         return {_literal(name): scheme for name, scheme in self.schemes.items() if scheme != commonest} | {"*": commonest}
 
 
-def measure(source: Source, candidates: Iterable[str | Scheme], use: Use = Use(), *, progress: Progress | None = None  # noqa: B008
-            ) -> tuple[dict[str, list[Option]], float]:  # fmt: skip
+def measure(source: Source, candidates: Iterable[str | Scheme], use: Use = Use(), *, lossless: Mapping[str, str] | None = None,  # noqa: B008
+            progress: Progress | None = None) -> tuple[dict[str, list[Option]], float]:  # fmt: skip
     """Every weight that a quantize job codes -> what each candidate makes of it; and the sum of squares of all of them.
 
-    Reads one weight at a time. A candidate that cannot be split over ``use.devices`` is no option for that weight.
+    Reads one weight at a time. ``lossless``: ``{dtype: scheme}``, one more candidate for the weights of that dtype (``"BF16"``) alone.
+    A candidate that cannot be split over ``use.devices`` is no option for that weight.
 
     Raises:
-        InvalidProblemError: no candidates, or a weight for which none is left; names it.
+        InvalidProblemError: no candidates, no weight, or a weight for which none is left; names it.
     """
     schemes = list(dict.fromkeys(str(Scheme.parse(candidate)) for candidate in candidates))
     if not schemes:
         raise InvalidProblemError("an assignment needs at least one scheme to choose from")
     chosen = chosen_schemes(source, Rules.parse(schemes[0]))
-    entries = [entry for entry in entries_of(source) if chosen[entry.name] is not None]
+    entries = [entry for entry in entries_of(source) if chosen[entry.name] is not None and entry.numel]
+    if not entries:
+        raise InvalidProblemError(f"{source.path}: none of its {len(source)} tensors is quantized, so there is nothing to assign")
     total, done, signal = sum(entry.nbytes for entry in entries), 0, 0.0
     options: dict[str, list[Option]] = {}
     for entry in entries:
         weight = source.read(entry.name).reshape(-1, entry.shape[-1])
         options[entry.name], refused = [], None
-        for i, text in enumerate(schemes):
+        among = list(dict.fromkeys([*schemes, *(scheme for dtype, scheme in (lossless or {}).items() if dtype == entry.dtype)]))
+        for i, text in enumerate(among):
             if progress is not None:
-                progress(done + entry.nbytes * i // len(schemes), total, entry.name)
+                progress(done + entry.nbytes * i // len(among), total, entry.name)
             scheme = Scheme.parse(text)
             size, why = bytes_of(entry, scheme, use.devices, use.target)
             refused = refused or why
@@ -108,17 +112,16 @@ def measure(source: Source, candidates: Iterable[str | Scheme], use: Use = Use()
 
 
 def assign_model(source: Source, memory: int, candidates: Iterable[str | Scheme], use: Use = Use(), *,  # noqa: B008
-                 progress: Progress | None = None) -> tuple[Assignment | None, int]:  # fmt: skip
+                 lossless: Mapping[str, str] | None = None, progress: Progress | None = None) -> tuple[Assignment | None, int]:  # fmt: skip
     """(the best assignment for devices of ``memory`` bytes, the least memory that any assignment needs); None: nothing fits.
 
     What is kept, KV cache, activations, workspace and the load peak are taken off the memory first; what cannot be told counts as nothing
-    (:class:`tritonq.memory_plan.MemoryPlan` of the result says so).
+    (:class:`tritonq.memory_plan.MemoryPlan` of the result says so). ``lossless``: see :func:`measure`.
     """
-    candidates = [str(Scheme.parse(candidate)) for candidate in candidates]
-    options, signal = measure(source, candidates, use, progress=progress)
+    options, signal = measure(source, candidates, use, lossless=lossless, progress=progress)
     kept = sum(bytes_of(entry, None, use.devices, use.target)[0] for entry in entries_of(source) if entry.name not in options)
     largest = max((entry.nbytes for entry in entries_of(source) if entry.name in options), default=0)
-    plans = {candidate: plan_memory(source, candidate, use) for candidate in candidates}
+    plans = {scheme: plan_memory(source, scheme, use) for scheme in {option.scheme for one in options.values() for option in one}}
     beside = {candidate: max(largest, plan.running - plan.weights) for candidate, plan in plans.items()}
     found, least = [], []
     for most in sorted(set(beside.values())):  # a scheme whose kernels want more workspace leaves less for weights

@@ -121,7 +121,7 @@ def chosen_schemes(source: Source, rules: Rules | None) -> dict[str, Scheme | No
     if rules is None:
         return dict.fromkeys(entry.name for entry in entries)
     decisions = rules.decide(entries, tied=ties_embeddings(source.config))
-    return {entry.name: Scheme.parse(text) if (text := decisions[entry.name].scheme) and entry.numel else None for entry in entries}
+    return {entry.name: Scheme.parse(text) if (text := decisions[entry.name].scheme) else None for entry in entries}
 
 
 def bytes_of(entry: Entry, scheme: Scheme | None, devices: int, target: Target | None) -> tuple[int, str | None]:

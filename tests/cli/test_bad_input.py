@@ -56,6 +56,15 @@ USAGE = [
     ("plan --params 7B --memory 24GiB --context 10", "--context is for a MODEL"),
     ("plan {src} --memory 24GiB --devices 0", "devices must be a whole number >= 1, got 0"),
     ("plan {src} --memory 24GiB --target tpu", "--target 'tpu' is unknown"),
+    ("plan {src} --memory 24GiB --assign=", "is no name of a file"),
+    ("plan {src} --memory 24GiB --assign .", "is no name of a file"),
+    ("plan {src} --memory 24GiB --assign /", "is no name of a file"),
+    ("plan {src} --memory 24GiB --assign {empty}", "is no name of a file"),
+    ("plan {src} --memory 24GiB --assign {out}/schemes.json", "there is no folder"),
+    ("plan {src} --memory 24GiB --assign /dev/null", "is a device or pipe"),
+    ("plan {src} --memory 24GiB --assign {src}/model.safetensors", "holds something else than schemes and is not written over"),
+    ("plan {src} --memory 24GiB --assign {src}/config.json", "holds something else than schemes and is not written over"),
+    ("plan {src} --memory 24GiB --assign {file}", "holds something else than schemes and is not written over"),
     ("explain --m 1 --n 64 --scheme nf4", "required: --k"),
     ("explain --m 1 --n 64 --k 64 --scheme nf5", "unknown format 'nf5'"),
     ("explain --m -1 --n 64 --k 64 --scheme nf4", "'-1' is no count"),
@@ -66,10 +75,11 @@ USAGE = [
 
 
 @pytest.mark.parametrize(("line", "text"), USAGE, ids=[line for line, _ in USAGE])
-def test_usage(cli, tmp_path, line, text):
+def test_usage(cli, tmp_path, monkeypatch, line, text):
     source = write_folder(tmp_path / "src")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("this is no checkpoint, whatever its first eight bytes say")
+    monkeypatch.setattr("tritonq.cli.plan_model.assign_model", None)  # asked before anything is measured
     before = fingerprint(tmp_path)
     words = {"src": source, "out": tmp_path / "out", "file": tmp_path / "file", "empty": tmp_path / "empty"}
     outcome = cli(*(word.format(**words) for word in line.split()))
@@ -93,6 +103,8 @@ def test_quantized_already(cli, tmp_path):
     assert "quant_method 'gptq'" in refused(cli, tmp_path, other)
     assert "quant_method 'gptq'" in refused(cli, tmp_path, other / "model.safetensors")
     outcome = cli("plan", tmp_path / "once", "--memory", "1GiB")
+    assert outcome.status == 2 and "is quantized already" in outcome.err
+    outcome = cli("plan", other, "--memory", "1GiB")
     assert outcome.status == 2 and "is quantized already" in outcome.err
     outcome = cli("verify", source, "--against", tmp_path / "once")
     assert outcome.status == 2 and "--against takes the original weights" in outcome.err
@@ -151,6 +163,12 @@ def test_output_where_files_of_the_source_really_lie(cli, tmp_path, case):
 def test_names_that_quantizing_would_need(cli, tmp_path):
     save_file({"w.weight": torch.zeros(4, 32), "w.weight_scale": torch.zeros(4, 1)}, tmp_path / "w.safetensors")
     assert "quantizing 'w.weight' writes 'w.weight_scale', a tensor that exists" in refused(cli, tmp_path, tmp_path / "w.safetensors")
+
+
+def test_nothing_to_assign(cli, tmp_path):
+    save_file({"norm.weight": torch.ones(64)}, tmp_path / "m.safetensors")
+    outcome = cli("plan", tmp_path / "m.safetensors", "--memory", "1GiB", "--assign", tmp_path / "schemes.json")
+    assert outcome.status == 2 and "none of its 1 tensors is quantized, so there is nothing to assign" in outcome.err
 
 
 def test_folders_that_are_ambiguous_or_pickled(cli, tmp_path):

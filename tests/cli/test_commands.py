@@ -63,7 +63,8 @@ def test_plan_by_parameters(cli):
 
 @pytest.mark.parametrize("scheme", ["nf4", "uint4.g48", "int8", "nvfp4", "nf4.dq", "uint3.tensor"])
 def test_plan_of_a_model_is_what_quantize_writes(cli, tmp_path, scheme):
-    source = write_folder(tmp_path / "src")
+    named = tensors() | {"model.empty.weight": torch.zeros(0, 64)}
+    source = write_folder(tmp_path / "src", named)
     report = cli("plan", source, "--memory", "1MiB", "--scheme", scheme, "--json").json
     planned = next(row for row in report["choices"] if row["precision"] == scheme)
     written = cli("quantize", source, "--scheme", scheme, "-o", tmp_path / "out", "--json").json["totals"]["bytes_after"]
@@ -101,6 +102,15 @@ def test_plan_assigns_and_quantize_takes_it(cli, tmp_path):
     text = cli("plan", source, "--memory", memory, *schemes, "--assign", file).out
     assert "dB below the best possible" in text and f"tritonq quantize {source} --scheme @{file} -o DST" in text
     assert "does not fit: the smallest assignment needs" in cli("plan", source, "--memory", 1, *schemes, "--assign", file).out
+
+
+def test_a_lossless_scheme_is_for_weights_of_its_dtype(cli, tmp_path):
+    named = {f"model.layers.{i}.up_proj.weight": torch.randn(64, 64, dtype=torch.bfloat16 if i == 0 else torch.float32) for i in range(3)}
+    source = write_folder(tmp_path / "src", named)
+    row = cli("plan", source, "--memory", "1GiB", "--scheme", "nf4", "--assign", tmp_path / "s.json", "--json").json["assignment"]
+    assert [row["schemes"][name] for name in sorted(named)] == ["bf16", "nf4", "nf4"]
+    row = cli("plan", source, "--memory", "1GiB", "--scheme", "bf16", "--assign", tmp_path / "s.json", "--json").json["assignment"]
+    assert list(row["schemes"].values()) == ["bf16"] * 3, "asked for"
 
 
 def test_explain(cli):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 import tritonq
 from tests.cli.models import fingerprint, model_files, tensors, write_folder
 from tritonq.checkpoints import journal, quantize_checkpoint, stream, writer
+from tritonq.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -297,3 +298,10 @@ def test_a_failing_rename_leaves_no_partial(tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         writer.write_tensors(tmp_path / "x.safetensors", {"w": torch.zeros(3)}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "folder", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

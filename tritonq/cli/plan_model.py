@@ -13,9 +13,10 @@ from ..assignment import assign_model
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.rules import Rules
 from ..checkpoints.source import Source
-from ..errors import CheckpointError
-from ..files import write_atomic
-from ..memory_plan import MemoryPlan, chosen_schemes, entries_of, plan_memory
+from ..checkpoints.tensorfile import read_json
+from ..errors import CheckpointError, TritonQError
+from ..files import target, write_atomic
+from ..memory_plan import MemoryPlan, entries_of, plan_memory
 from ..model_config import Use
 from ..sizes import format_bytes
 from .explain import target_named
@@ -24,21 +25,23 @@ from .output import print_json, progress, say, table
 SCHEMES = ("int8", "fp8_e4m3", "nf4", "int4.g128", "mxfp4", "int3.g64", "int2.g32")
 _AS_IS = "as it is"
 _LOSSLESS = {"BF16": "bf16", "F16": "fp16"}  # schemes that hold weights of a dtype as they are
+_LARGEST_ASSIGNMENT = 16 << 20  # bytes
 
 
 def plan_model(args, memory: int, schemes: list[str]) -> int:
     checkpoint = open_checkpoint(args.model)
-    if checkpoint.records:
+    if checkpoint.records or checkpoint.source.config.get("quantization_config"):
         raise CheckpointError(f"{args.model}: is quantized already; plan takes the original weights, inspect shows the sizes of this one")
     source, use = checkpoint.source, _use(args)
+    file = None if args.assign is None else _assign_to(args.assign)
     params = sum(entry.numel for entry in entries_of(source))
     plans = {_AS_IS: plan_memory(source, None, use)} | {scheme: plan_memory(source, scheme, use) for scheme in schemes}
     rows = [_row(name, plan, params, memory) for name, plan in sorted(plans.items(), key=lambda item: -item[1].saved)]
     report = {"model": args.model, "parameters": params, "memory": memory, "devices": use.devices, "target": str(use.target),
               "context": use.context, "batch": use.batch, "tokens": use.at_once}  # fmt: skip
     suggestion = next((row["precision"] for row in rows if row["fits"]), None)
-    if args.assign is not None:
-        return _assigned(args, source, use, memory, schemes, report | {"choices": rows})
+    if file is not None:
+        return _assigned(args, file, source, use, memory, schemes, report | {"choices": rows})
     if args.json:
         print_json(report | {"suggestion": suggestion, "choices": rows})
     else:
@@ -86,15 +89,26 @@ def _show(report: dict, rows: list[dict]) -> None:
             say(f"{r['precision']} cannot be split: {r['refused']}")
 
 
-def _assigned(args, source: Source, use: Use, memory: int, schemes: list[str], report: dict) -> int:
+def _assign_to(text: str) -> Path:
+    """Where --assign writes: nothing there yet, or an assignment, which is small; never weights."""
+    file = target(text)
+    if file.exists():
+        try:
+            if file.stat().st_size > _LARGEST_ASSIGNMENT:
+                raise CheckpointError(f"{file}: holds more than {format_bytes(_LARGEST_ASSIGNMENT)}")
+            Rules.parse(read_json(file))
+        except TritonQError as error:
+            raise CheckpointError(f"--assign {text}: holds something else than schemes and is not written over ({error})") from error
+    return file
+
+
+def _assigned(args, file: Path, source: Source, use: Use, memory: int, schemes: list[str], report: dict) -> int:
     """Measure, choose, write the file, and hold the plan of the result against the memory."""
-    coded = chosen_schemes(source, Rules.parse(schemes[0]))
-    lossless = {_LOSSLESS[entry.dtype]: None for entry in entries_of(source) if coded[entry.name] is not None and entry.dtype in _LOSSLESS}
     with progress("measuring", show=not args.json) as advance:
-        found, least = assign_model(source, memory, [*schemes, *lossless], use, progress=advance)
+        found, least = assign_model(source, memory, schemes, use, lossless=_LOSSLESS, progress=advance)
     plan = plan_memory(source, found.patterns(), use) if found else None
     if found:
-        write_atomic(Path(args.assign), (json.dumps(found.patterns(), indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(file, json.dumps(found.patterns(), indent=2, ensure_ascii=False) + "\n")
     row = None
     if found and plan:
         figures = {"sqnr_db": _finite(found.sqnr_db), "gap_db": _finite(found.gap_db), "schemes": found.schemes, "file": args.assign}
