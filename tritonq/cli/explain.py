@@ -1,6 +1,7 @@
 """``tritonq explain --m M --n N --k K --scheme S``: every kernel for a matmul, chosen or refused and why; ``--codegen``: its code."""
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import torch
@@ -42,15 +43,16 @@ def run(args) -> int:
     first = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=targets[0], source_dtype=dtype, layout=args.layout)
     descs = [replace(first, target=target) for target in targets]
     rows = _compiled(descs) if args.codegen else []
+    violations = [violation for row in rows for violation in row.violations()]  # reads the code, which a tool may refuse: before printing
     if args.json:
-        problem, *kernels = explain(first).splitlines()
-        report = {"problem": problem, "kernels": [line.strip() for line in kernels]}
+        told = [[line.strip() for line in explain(desc).splitlines()] for desc in descs]
+        report = {"problems": [{"problem": problem, "kernels": kernels} for problem, *kernels in told]}
         print_json(report | ({"codegen": [row.summary() for row in rows]} if args.codegen else {}))
     else:
         say("\n".join(explain(desc) for desc in descs))
         if args.codegen:
-            _print(rows)
-    return 1 if any(row.violations() for row in rows) else 0
+            _print(rows, violations)
+    return 1 if violations else 0
 
 
 def _compiled(descs: list[MatmulDesc]) -> list:
@@ -59,11 +61,11 @@ def _compiled(descs: list[MatmulDesc]) -> list:
     return [row for desc in descs for row in examine(desc)]
 
 
-def _print(rows: list) -> None:
+def _print(rows: list, violations: list) -> None:
     from ..codegen.table import COLUMNS, cells
 
     table("compiled, not run", list(COLUMNS), [cells(row) for row in rows])
-    for violation in (v for row in rows for v in row.violations()):
+    for violation in violations:
         say(f"fails: {violation}")
 
 
@@ -81,8 +83,8 @@ def target_named(text: str | None) -> Target:
         return Target.of()
     if text == "cpu":
         return Target.of("cpu")
-    if text.startswith("sm_") and text[3:].isascii() and text[3:].isdigit():
+    if re.fullmatch("sm_[0-9]{1,5}", text):
         return Target(backend="triton", device="cuda", arch=int(text[3:]))
     if text.startswith("gfx") and text[3:].isalnum():
         return Target(backend="triton", device="cuda", arch=text)
-    raise UsageError(f"--target {text!r} is unknown; write cpu, sm_90 (NVIDIA) or gfx942 (AMD)")
+    raise UsageError(f"--target {text!r:.60} is unknown; write cpu, sm_90 (NVIDIA) or gfx942 (AMD)")

@@ -138,7 +138,7 @@ def _tool(name: str, *arguments: str, blob: bytes) -> str:
         path.write_bytes(blob)
         done = subprocess.run([os.fspath(tools / name), *arguments, os.fspath(path)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name} failed: {done.stderr[:300]}")
+        raise UnsupportedError(f"{name} of this Triton refuses the code ({done.stderr.strip()[:200]}); name another architecture")
     return done.stdout
 
 
@@ -188,21 +188,43 @@ def _hip_resources(amdgcn: str) -> dict[str, int]:
 
 
 def target_for(arch: int | str):
-    """80, 89, 90, 100, 120 are CUDA targets; names such as "gfx942" are HIP targets."""
+    """80, 89, 90, 100, 120 are CUDA targets; names such as "gfx942" are HIP targets.
+
+    Raises:
+        UnsupportedError: ptxas knows no such architecture, which Triton would find out by an assertion.
+    """
     require_triton()
     from triton.backends.compiler import GPUTarget
 
+    if isinstance(arch, int) and arch not in (known := _ptxas_archs(arch)):
+        raise UnsupportedError(f"ptxas of this Triton knows no sm_{arch}; it knows {', '.join(f'sm_{other}' for other in known)}")
     return GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
 
 
+@functools.cache
+def _ptxas_archs(arch: int) -> list[int]:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    told = subprocess.run([get_ptxas(arch).path, "--help"], capture_output=True, text=True).stdout
+    return sorted({int(number) for number in re.findall(r"'sm_(\d+)'", told)})
+
+
 def compile_source(fn, signature: Mapping[str, str], constexprs: Mapping[str, object], attrs: Mapping, arch: int | str, options: Mapping):
-    """``triton.compile`` with full control over the specialisation; returns Triton's compiled kernel."""
+    """``triton.compile`` with full control over the specialisation; returns Triton's compiled kernel.
+
+    Raises:
+        UnsupportedError: a pass of the compiler fails, as for an architecture that it does not know.
+    """
     full = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
     target = target_for(arch)
     from triton.compiler import ASTSource
 
     source = ASTSource(fn=fn, signature=full, constexprs=dict(constexprs), attrs=dict(attrs))
-    return triton.compile(source, target=target, options=dict(options))
+    try:
+        return triton.compile(source, target=target, options=dict(options))
+    except RuntimeError as error:
+        name = f"sm_{arch}" if isinstance(arch, int) else arch
+        raise UnsupportedError(f"Triton {triton.__version__} does not compile {fn.__name__} for {name}: {str(error)[:200]}") from error
 
 
 def compile_kernel(
