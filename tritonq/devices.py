@@ -34,10 +34,12 @@ class DeviceProfile:
     numa_node: int | None = None
 
     def __post_init__(self):
-        if self.kind not in DEVICE_KINDS:
+        if not isinstance(self.kind, str) or self.kind not in DEVICE_KINDS:
             raise InvalidProblemError(f"device {self.name!r} has unknown kind {self.kind!r}; known: {', '.join(DEVICE_KINDS)}")
-        if self.chips < 1:
-            raise InvalidProblemError(f"device {self.name!r} must have at least 1 chip, got {self.chips}")
+        if isinstance(self.chips, bool) or not isinstance(self.chips, int) or self.chips < 1:
+            raise InvalidProblemError(f"device {self.name!r} must have at least 1 chip, got {self.chips!r}")
+        if self.numa_node is not None and (isinstance(self.numa_node, bool) or not isinstance(self.numa_node, int)):
+            raise InvalidProblemError(f"device {self.name!r} must have a whole number or None as numa_node, got {self.numa_node!r}")
         parse_bytes(self.memory)
 
     @property

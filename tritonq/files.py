@@ -23,7 +23,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
-def target(text: str) -> Path:
+def writable(text: str) -> Path:
     """The path of a file that :func:`write_atomic` can write, asked before the work that fills it.
 
     Raises:

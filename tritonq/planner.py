@@ -98,12 +98,15 @@ def plan_sharding(
     """Place ``params`` parameters at ``level`` on ``devices``.
 
     One device if it fits (the fastest that does); else all TPU chips, tensor parallel; else all accelerators: tensor parallel with an
-    NVSwitch or more than 100 GB/s between at most 8 of them, pipeline parallel otherwise; else the CPU. Never more stages than layers
-    (``num_layers``, by default one per 250 M parameters), and no device gets more than it has: a small device takes fewer
-    layers, and where nothing holds the model the plan says so (``fits`` False, ``reason``).
+    NVSwitch or more than 100 GB/s between at most 8 of them, where each holds an equal share, pipeline parallel otherwise; else the
+    CPU. Never more stages than layers (``num_layers``, by default one per 250 M parameters), and no device gets more than it has: a
+    small device takes fewer layers, and where nothing holds the model the plan says so (``fits`` False, ``reason``).
     """
     needed = estimate_memory(params, level)
     devices = _devices(devices)
+    known = isinstance(bandwidth_gbps, (int, float)) and not isinstance(bandwidth_gbps, bool)
+    if bandwidth_gbps is not None and not (known and bandwidth_gbps >= 0):
+        raise InvalidProblemError(f"bandwidth_gbps must be a number >= 0 or None, got {bandwidth_gbps!r}")
     layers = num_layers if num_layers is not None else max(1, params // PARAMS_PER_LAYER)
     if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
         raise InvalidProblemError(f"num_layers must be a whole number >= 1, got {num_layers!r}")
@@ -136,12 +139,13 @@ def plan_sharding(
 
 
 def _spread(group, needed, layers, unit, nvswitch, bandwidth) -> ShardingPlan | None:
-    """Tensor or pipeline parallel over ``group``, or None where a share is larger than its device."""
+    """Tensor parallel over ``group`` where it is fast and every device holds its share, else pipeline parallel; None: neither holds it."""
     slowest = min(d.speed for d in group)
     if nvswitch or (bandwidth is not None and bandwidth > 100 and len(group) <= 8):
         bonus = 1.8 if nvswitch else 1 + min(bandwidth / 200, 0.8)
         plan = _tensor(group, needed, layers, slowest * len(group) * unit * bonus)
-        return plan if _holds(plan, group) else None
+        if _holds(plan, group):
+            return plan
     ordered = sorted(group, key=lambda d: (d.numa_node is None, d.numa_node or 0))
     counts = _layers_per_stage([d.memory_bytes * layers // needed for d in ordered], layers)
     if counts is None:

@@ -88,6 +88,8 @@ class Scheme:
             return text
         if not isinstance(text, str):
             raise InvalidProblemError(f"a scheme is a Scheme or a text such as 'nf4.g64', got {type(text).__name__} {text!r}"[:200])
+        if len(text) > 100:
+            raise InvalidProblemError(f"scheme {text[:60]!r}... of {len(text)} characters: no scheme has more than 100")
         if text in PRESETS:
             return cls(**PRESETS[text], spelling=text)
         if text in ALIASES:

@@ -11,7 +11,7 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("", 1024), ("b", 1000), ("ib", 1024))
 }
-_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_PATTERN = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_bytes(size: int | str) -> int:
@@ -21,12 +21,15 @@ def parse_bytes(size: int | str) -> int:
     match = _PATTERN.fullmatch(size) if isinstance(size, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise InvalidProblemError(f"cannot read {size!r} as a number of bytes; write 24GiB, 24GB, 512MiB or a whole number >= 0")
+        raise InvalidProblemError(f"cannot read {size!r:.60} as a number of bytes; write 24GiB, 24GB, 512MiB or a whole number >= 0, in at "
+                                  "most 30 digits")  # fmt: skip
     return int(Fraction(match[1]) * unit)
 
 
 def format_bytes(size: int) -> str:
     """``size`` in the largest 1024-based unit that gives at least 1: ``format_bytes(3 << 29)`` is ``"1.50 GiB"``."""
+    if size >> 100:  # more than a float need hold
+        return f"at least 2^{size.bit_length() - 1} B"
     if size < 1024:
         return f"{size} B"
     power = min((size.bit_length() - 1) // 10, 4)

@@ -65,6 +65,14 @@ USAGE = [
     ("plan {src} --memory 24GiB --assign {src}/model.safetensors", "holds something else than schemes and is not written over"),
     ("plan {src} --memory 24GiB --assign {src}/config.json", "holds something else than schemes and is not written over"),
     ("plan {src} --memory 24GiB --assign {file}", "holds something else than schemes and is not written over"),
+    *((f"plan --params {params} --memory 1GiB", "is no count; write 7000000000, 7e9 or 7B, at most 1e18")
+      for params in ("1e400", "1e5000", "1e999999999", "1e999999999B", "1e-999999999", "9" * 5000, "nan", "2e15T")),
+    *((f"plan --params 7B --memory {size}", "as a number of bytes") for size in ("9" * 400 + "GiB", "9" * 5000, "0." + "1" * 5000)),
+    ("plan --params 7B --memory 24GiB --scheme int4.g" + "9" * 5000, "of 5006 characters: no scheme has more than 100"),
+    ("plan {src} --memory 24GiB --target sm_" + "9" * 5000, "is unknown; write cpu, sm_90"),
+    ("bench --device cpu --shapes " + "9" * 5000 + "x1", "unknown shape '999"),
+    ("bench --device cpu --m " + "9" * 5000, "--m takes whole numbers"),
+    ("bench --device cpu --minutes abc", "'abc' is no positive number of minutes"),
     ("explain --m 1 --n 64 --scheme nf4", "required: --k"),
     ("explain --m 1 --n 64 --k 64 --scheme nf5", "unknown format 'nf5'"),
     ("explain --m -1 --n 64 --k 64 --scheme nf4", "'-1' is no count"),
@@ -74,7 +82,7 @@ USAGE = [
 ]
 
 
-@pytest.mark.parametrize(("line", "text"), USAGE, ids=[line for line, _ in USAGE])
+@pytest.mark.parametrize(("line", "text"), USAGE, ids=[line[:80] for line, _ in USAGE])
 def test_usage(cli, tmp_path, monkeypatch, line, text):
     source = write_folder(tmp_path / "src")
     (tmp_path / "empty").mkdir()

@@ -93,8 +93,28 @@ def test_it_names_suites_and_shapes(cli):
     (["--device", "cpu", "--minutes", "-1"], "minutes"),
     (["--device", "cpu", "--json", "benchmarks/results/rows.json"], "no results and are not written into benchmarks/results"),
     (["--device", "cpu", "--json", "no/folder/rows.json"], "there is no folder no/folder"),
+    (["--device", "cpu", "--json", ""], "is no name of a file"),
+    (["--device", "cpu", "--json", "tests"], "is no name of a file"),
+    (["--device", "cpu", "--json", "pyproject.toml"], "pyproject.toml: "),
     (["--from", "missing.json"], "missing.json"),
+    (["--from", "benchmarks/results/cpu.json", "matmul"], "--from measures nothing, so no suite can be chosen; leave out 'matmul'"),
+    (["--from", "benchmarks/results/cpu.json", "--json", ""], "is no name of a file"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(arguments, said, cli):
     outcome = cli("bench", *arguments)
     assert outcome.status == 2 and said in outcome.err
+
+
+def test_rows_that_are_read_are_written_too(tmp_path):
+    quality = "benchmarks/results/quality.json"
+    assert main(["bench", "--from", quality, "--json", str(tmp_path / "rows.json")]) == 0
+    assert Results.read(tmp_path / "rows.json") == Results.read(quality)
+
+
+@pytest.mark.parametrize("text", [100_000 * "[", '{"schema": 1, "about": {}, "roofs": {"foo": 1.0}, "rows": []}',
+                                  '{"schema": 1, "about": {}, "roofs": {"bytes_per_s": 1.0}, "rows": []}'])  # fmt: skip
+def test_files_that_hold_no_results(text, tmp_path, cli):
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    outcome = cli("bench", "--from", file)
+    assert outcome.status == 2 and ("roofs must be empty, or hold" in outcome.err or "recursion" in outcome.err)

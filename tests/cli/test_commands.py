@@ -57,6 +57,9 @@ def test_plan_by_parameters(cli):
     assert report["parameters"] == 7_000_000_000 and report["memory"] == 6 * 2**30
     assert rows["INT8"]["memory"] == tritonq.estimate_memory(7 * 10**9, "INT8") == 8_400_000_000 and not rows["INT8"]["fits"]
     assert rows["nf4"]["memory"] == tritonq.estimate_memory(7 * 10**9, "nf4") and rows["nf4"]["fits"] and report["suggestion"] == "nf4"
+    twice = cli("plan", "--params", "7B", "--memory", "6GiB", "--scheme", "nf4", "--scheme", "nf4.g64", "--json").json["choices"]
+    assert [row["precision"] for row in twice].count("nf4") == 1
+    assert cli("plan", "--params", "1e18", "--memory", "9" * 30 + "TiB").status == 0
     outcome = cli("plan", "--params", "70_000_000_000", "--memory", "2GiB")
     assert outcome.status == 1 and "does not fit at any of these" in outcome.out
 

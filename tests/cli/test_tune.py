@@ -295,6 +295,7 @@ def test_the_folder_is_the_variable_else_the_checkout(cli, fake, tmp_path, monke
         ((), "needs a GPU and none is visible; --dry-run --machine h200"),
         (("--arch", "sm_90", "--dry-run"), "--arch and --multiprocessors go together"),
         (("--arch", "sm_90", "--multiprocessors", "7", "--from-model"), "the model of speed knows no 90 with 7"),
+        (("--machine", "h200", "--dry-run", "--report", ""), "is no name of a file"),
         (("--machine", "h200"), "take --dry-run or --from-model"),
         (("--machine", "h300", "--dry-run"), "unknown machine 'h300'; known: h100-sxm"),
         (("--machine", "h200", "--dry-run", "--from-model"), "take one of them"),

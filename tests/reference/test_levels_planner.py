@@ -164,6 +164,12 @@ def test_plan_interconnect():
     assert slow.strategy == ShardingStrategy.pipeline(2) and slow.estimated_tokens_per_sec == pytest.approx(20 * 2 * 2 / 7 * 0.85)
 
 
+@pytest.mark.parametrize("fast", [{}, {"nvswitch": True}, {"bandwidth_gbps": 200}])
+def test_plan_of_unequal_devices_is_a_pipeline_whatever_links_them(fast):
+    plan = plan_sharding(40_000_000_000, "FP16", gpus(80, 24), num_layers=40, **fast)
+    assert plan.strategy == ShardingStrategy.pipeline(2) and [s.num_layers() for s in plan.shards] == [30, 10]
+
+
 def test_plan_tpu_chips():
     plan = plan_sharding(70 * 10**9, "bf16", gpus(384, kind="tpu_v5p", chips=4) + gpus(64, kind="tpu_v5p"))
     assert plan.fits  # one device holds it
@@ -205,6 +211,11 @@ def test_plan_zero_params():
         (lambda: DeviceProfile(name="x", kind="gpu9", memory=1), "unknown kind 'gpu9'; known: cpu, cuda"),
         (lambda: DeviceProfile(name="x", kind="cuda", memory="much"), "cannot read 'much' as a number of bytes"),
         (lambda: DeviceProfile(name="x", kind="tpu_v4", memory=1, chips=0), "at least 1 chip, got 0"),
+        (lambda: DeviceProfile(name="x", kind="tpu_v4", memory=1, chips="2"), "at least 1 chip, got '2'"),
+        (lambda: DeviceProfile(name="x", kind=["c"], memory=1), "unknown kind \\['c'\\]"),
+        (lambda: DeviceProfile(name="x", kind="cuda", memory=1, numa_node="a"), "numa_node, got 'a'"),
+        (lambda: plan_sharding(10, "int8", gpus(1), bandwidth_gbps="x"), "bandwidth_gbps must be a number >= 0 or None, got 'x'"),
+        (lambda: plan_sharding(10, "int8", gpus(1), bandwidth_gbps=-1), "bandwidth_gbps must be a number >= 0 or None, got -1"),
         (lambda: suggest_quantization(10, -1), "cannot read -1"),
     ],
 )
@@ -230,3 +241,4 @@ def test_sizes():
     assert [format_bytes(n) for n in (0, 1023, 1024, 3 << 29, 1 << 40, 10**18)] == [
         "0 B", "1023 B", "1.00 KiB", "1.50 GiB", "1.00 TiB", "909494.70 TiB",
     ]
+    assert format_bytes(10**5000) == "at least 2^16609 B"

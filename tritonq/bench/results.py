@@ -12,6 +12,7 @@ from ..files import write_atomic
 from .timing import Times
 
 SCHEMA = 1
+ROOFS = ("bytes_per_s", "flops_per_s", "int8_ops_per_s")  # what a machine's limits are called; some have no int8 product
 SOURCES = ("gpu", "cpu", "model")  # where a figure comes from; pictures of anything but a GPU's say so
 Figures = dict[str, float]
 
@@ -113,7 +114,7 @@ class Results:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidProblemError(f"{path}: {error}") from error
         return cls.parse(data, str(path))
 
@@ -129,6 +130,8 @@ class Results:
             if not isinstance(data[name], kind):
                 raise InvalidProblemError(f"{where}: {name} must be {'an object' if kind is dict else 'an array'}")
         _expect_figures(data["roofs"], f"{where}: roofs")
+        if (named := set(data["roofs"])) and not set(ROOFS[:2]) <= named <= set(ROOFS):
+            raise InvalidProblemError(f"{where}: roofs must be empty, or hold {ROOFS[0]} and {ROOFS[1]} and at most {ROOFS[2]} besides")
         rows = [_row(value, f"{where}: rows[{i}]") for i, value in enumerate(data["rows"])]
         return cls(about=data["about"], roofs=data["roofs"], rows=rows)
 

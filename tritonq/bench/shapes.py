@@ -60,7 +60,7 @@ def shapes(text: str) -> list[Shape]:
 def _one(part: str) -> list[Shape]:
     if part.endswith(".json"):
         return _file(part)
-    if sized := re.fullmatch(r"(\d+)x(\d+)", part):
+    if sized := re.fullmatch(r"(\d{1,18})x(\d{1,18})", part):
         return [_checked(part, int(sized[1]), int(sized[2]))]
     model, _, layer = part.partition(".")
     layers = MODELS.get(model, {})
@@ -69,13 +69,13 @@ def _one(part: str) -> list[Shape]:
     if layers and not layer:
         return [Shape(f"{model}.{name}", n, k) for name, (n, k) in layers.items()]
     known = f"{', '.join(MODELS)}, a layer of one such as llama3-8b.{'|'.join(MODELS['llama3-8b'])}, NxK, or FILE.json"
-    raise InvalidProblemError(f"unknown shape {part!r}; write {known}")
+    raise InvalidProblemError(f"unknown shape {part!r:.60}; write {known}")
 
 
 def _file(path: str) -> list[Shape]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidProblemError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise InvalidProblemError(f'{path}: must hold {{"name": [N, K], ...}} with at least one shape')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..bench.shapes import MODELS, shapes
 from ..bench.suite import Bench, Suite
 from ..bench.suites import SUITES
 from ..bench.timing import CPU_NOTE, REPLAYS, machine, roofs
+from ..files import writable
 from ..scheme import Scheme, scheme_names
 from .output import print_text, progress, say, table
 from .parser import UsageError
@@ -20,7 +22,8 @@ from .parser import UsageError
 TRIED_SHAPES, TRIED_M = "256x512", "1,16"  # what --device cpu takes where nothing else is asked for
 OF_THE_CPU = "the CPU is what is measured; contenders take turns call by call"
 RESULTS = ("benchmarks", "results")
-ROOFS = {"bytes_per_s": "copy {:.3g} TB/s", "flops_per_s": "bf16 product {:.3g} TFLOP/s", "int8_ops_per_s": "int8 product {:.3g} TOP/s"}
+ROOF_TEXTS = {"bytes_per_s": "copy {:.3g} TB/s",
+              "flops_per_s": "bf16 product {:.3g} TFLOP/s", "int8_ops_per_s": "int8 product {:.3g} TOP/s"}  # fmt: skip
 
 
 def add_command(commands) -> None:
@@ -35,7 +38,7 @@ def add_command(commands) -> None:
     parser.add_argument("--shapes", metavar="TEXT", help="llama3-8b, llama3-70b.down, 4096x4096, FILE.json; commas between them")
     parser.add_argument("--schemes", metavar="TEXT", help="int4.g128,nf4.g64, or all")
     parser.add_argument("--m", metavar="TEXT", help="rows of x: 1,16,256")
-    parser.add_argument("--minutes", type=_positive, help="start nothing more after this long")
+    parser.add_argument("--minutes", type=_minutes, help="start nothing more after this long")
     parser.add_argument("--replays", type=int, default=REPLAYS, help=f"measurements per contender (default {REPLAYS})")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the same code on small shapes: no result")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
@@ -55,11 +58,16 @@ def run(args) -> int:
 
         report.require()  # before minutes of measuring
     if args.sources:
+        if args.suites:
+            raise UsageError(f"--from measures nothing, so no suite can be chosen; leave out {args.suites[0]!r:.60}")
+        _check_target(args, tries=False)
         results = merged([Results.read(source) for source in args.sources])
         if args.json != "-":
             _head(results)
             for row in results.rows:
                 say(line(row))
+            if args.json:
+                results.write(Path(args.json))
     else:
         results = _measured(args)
     if args.json == "-":
@@ -126,16 +134,18 @@ def _asked(suite: Suite, args, device: torch.device) -> dict:
 
 
 def _rows(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UsageError(f"--m takes whole numbers of at least 1 with commas between them, got {text!r}")
+    if not re.fullmatch("[0-9]{1,18}", text.strip()) or int(text) < 1:
+        raise UsageError(f"--m takes whole numbers of at least 1 with commas between them, got {text!r:.60}")
     return int(text)
 
 
 def _check_target(args, *, tries: bool) -> None:
-    """What a CPU makes up for a GPU must not stand among results."""
+    """Where rows and pictures go, before the minutes that they take. What a CPU makes up for a GPU must not stand among results."""
+    if args.json not in (None, "-") and writable(args.json).exists():
+        Results.read(args.json)  # whatever else is there is not written over
+    if args.plot is not None and not Path(args.plot).parent.is_dir():
+        raise UsageError(f"{args.plot}: there is no folder {Path(args.plot).parent}")
     for text in (args.json, args.plot):
-        if text not in (None, "-") and not Path(text).parent.is_dir():
-            raise UsageError(f"{text}: there is no folder {Path(text).parent}")
         if tries and text not in (None, "-") and RESULTS in zip(Path(text).resolve().parts, Path(text).resolve().parts[1:]):
             raise UsageError(f"{text}: rows of --device cpu are no results and are not written into {'/'.join(RESULTS)}")
 
@@ -158,7 +168,7 @@ def line(row: Row) -> str:
 
 def _head(results: Results) -> None:
     about = results.about
-    limits = ", ".join(ROOFS[name].format(value / 1e12) for name, value in results.roofs.items())
+    limits = ", ".join(ROOF_TEXTS[name].format(value / 1e12) for name, value in results.roofs.items())
     told = {name: about.get(name) for name in ("device", "torch", "triton", "tritonq", "commit", "protocol", "state")}
     say(", ".join(f"{name} {value}" for name, value in told.items() if value is not None))
     if limits:
@@ -177,10 +187,13 @@ def _words(args) -> list[str]:
     return ["tritonq bench", *args.suites, *(f"{name} {value}" for name, value in options.items() if value is not None)]
 
 
-def _positive(text: str) -> float:
-    value = float(text)
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is no positive number of minutes")
     return value
 
 

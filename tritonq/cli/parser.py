@@ -4,6 +4,8 @@ from __future__ import annotations
 import argparse
 from decimal import Decimal, InvalidOperation
 
+_MOST = 10**18  # of what is counted: products of a few such numbers are still numbers that print
+
 
 class UsageError(Exception):
     """Arguments that make no sense; the text is the line that the user sees."""
@@ -39,15 +41,15 @@ def decibels(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0, such as ``7000000000``, ``7_000_000_000``, ``7e9`` or ``7B`` (K, M, B, T: thousands)."""
+    """A whole number from 0 to 10^18, such as ``7000000000``, ``7_000_000_000``, ``7e9`` or ``7B`` (K, M, B, T: thousands)."""
     number, factor = text.strip().replace("_", ""), 1
     if number[-1:].upper() in ("K", "M", "B", "T"):
         factor = 1000 ** ("KMBT".index(number[-1].upper()) + 1)
         number = number[:-1]
     try:
-        value = Decimal(number) * factor
+        value = Decimal(number)
+        if value == 0 or value.is_finite() and 0 < value <= _MOST and 1 <= value * factor == int(value * factor) <= _MOST:
+            return int(value * factor)
     except InvalidOperation:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000, 7e9 or 7B") from None
-    if not value.is_finite() or value < 0 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7000000000, 7e9 or 7B")
-    return int(value)
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is no count; write 7000000000, 7e9 or 7B, at most 1e18")

@@ -43,7 +43,7 @@ def add_command(commands) -> None:
 def run(args) -> int:
     if (args.model is None) == (args.params is None):
         raise UsageError("plan takes either a MODEL or --params N (see tritonq plan --help)")
-    memory, schemes = parse_bytes(args.memory), [str(Scheme.parse(scheme)) for scheme in args.scheme or SCHEMES]
+    memory, schemes = parse_bytes(args.memory), list(dict.fromkeys(str(Scheme.parse(scheme)) for scheme in args.scheme or SCHEMES))
     if args.model is not None:
         return plan_model(args, memory, schemes)
     if given := [name for name in _OF_MODELS if getattr(args, name) is not None]:

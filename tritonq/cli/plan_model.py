@@ -15,7 +15,7 @@ from ..checkpoints.rules import Rules
 from ..checkpoints.source import Source
 from ..checkpoints.tensorfile import read_json
 from ..errors import CheckpointError, TritonQError
-from ..files import target, write_atomic
+from ..files import writable, write_atomic
 from ..memory_plan import MemoryPlan, entries_of, plan_memory
 from ..model_config import Use
 from ..sizes import format_bytes
@@ -91,7 +91,7 @@ def _show(report: dict, rows: list[dict]) -> None:
 
 def _assign_to(text: str) -> Path:
     """Where --assign writes: nothing there yet, or an assignment, which is small; never weights."""
-    file = target(text)
+    file = writable(text)
     if file.exists():
         try:
             if file.stat().st_size > _LARGEST_ASSIGNMENT:

@@ -17,7 +17,7 @@ from ..bench.shapes import shapes
 from ..bench.timing import PROTOCOL
 from ..codegen.machines import Machine, machine_for, machine_named
 from ..errors import InvalidProblemError
-from ..files import write_atomic
+from ..files import writable, write_atomic
 from ..plans.config_file import Source
 from ..plans.configs import VARIABLE
 from ..plans.core import Target, multiprocessors
@@ -34,6 +34,8 @@ def run(args) -> int:
     kernels = args.kernels.split(",") if args.kernels else tuning.default_kernels(target)
     if args.candidates < 1:
         raise UsageError("--candidates must be at least 1")
+    if args.report is not None:
+        writable(str(args.report))  # before the times that go into it are taken
     todo, left_out = tuning.problems(shapes(args.shapes), schemes, _numbers(args.m), kernels, dtype, target)
     if not todo:
         raise UsageError("nothing to tune: " + "; ".join(dict.fromkeys(reason for _, reason in left_out)))
