@@ -107,13 +107,16 @@ def test_quantized_already(cli, tmp_path):
     assert "is quantized already (config.json: quant_method 'tritonq')" in refused(cli, tmp_path, tmp_path / "once")
     (tmp_path / "once" / "config.json").unlink()
     assert "is a tritonq checkpoint already" in refused(cli, tmp_path, tmp_path / "once")
+    empty = write_folder(tmp_path / "empty", config={"quantization_config": {}})
     other = write_folder(tmp_path / "gptq", config={"quantization_config": {"quant_method": "gptq"}})
     assert "quant_method 'gptq'" in refused(cli, tmp_path, other)
     assert "quant_method 'gptq'" in refused(cli, tmp_path, other / "model.safetensors")
+    assert "quant_method '?'" in refused(cli, tmp_path, empty)
     outcome = cli("plan", tmp_path / "once", "--memory", "1GiB")
     assert outcome.status == 2 and "is quantized already" in outcome.err
-    outcome = cli("plan", other, "--memory", "1GiB")
-    assert outcome.status == 2 and "is quantized already" in outcome.err
+    for folder in (other, empty):
+        outcome = cli("plan", folder, "--memory", "1GiB")
+        assert outcome.status == 2 and "is quantized already" in outcome.err
     outcome = cli("verify", source, "--against", tmp_path / "once")
     assert outcome.status == 2 and "--against takes the original weights" in outcome.err
 

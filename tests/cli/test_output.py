@@ -19,18 +19,18 @@ ROWS = [[LONG, "4096x11008", "int4.g128", "1023.99 KiB", "1023.98 MiB", "a reaso
         ["w", "2x2", "nf4", "8 B", "9 B", "-"]]  # fmt: skip
 
 
-def printed(capsys, monkeypatch, width: int | None) -> list[str]:
+def printed(capsys, monkeypatch, width: int | None, term: str) -> list[str]:
     """Lines without styles; ``width`` None: into a pipe."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLUMNS", str(width or 200))
     table(TITLE, COLUMNS, ROWS)
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 200, None])
-def test_tables_keep_every_letter(capsys, monkeypatch, width):
-    title, _, header, _, *body = printed(capsys, monkeypatch, width)
+@pytest.mark.parametrize(("width", "term"), [*((width, "xterm") for width in (20, 40, 60, 80, 200, None)), (80, "dumb")])
+def test_tables_keep_every_letter(capsys, monkeypatch, width, term):
+    title, _, header, _, *body = printed(capsys, monkeypatch, width, term)
     assert title.rstrip() == TITLE.rstrip()
     assert header.split() == [name.rstrip("~>") for name in COLUMNS]
     assert all(cell in body[0] for cell in ROWS[0][1:5]), "what does not fold is whole, on one line"

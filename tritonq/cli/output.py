@@ -22,7 +22,8 @@ class _Console(Console):
     """Text as it is: names hold brackets and colons, which are no markup and no emoji. ``width`` None: that of the terminal."""
 
     def __init__(self, width: int | None = None):
-        super().__init__(markup=False, emoji=False, highlight=False, width=width)
+        # without a height rich takes a dumb terminal for one of 80 columns, whatever width is given
+        super().__init__(markup=False, emoji=False, highlight=False, width=width, height=25)
 
     def on_broken_pipe(self) -> None:
         """Exits with 1 in releases of rich that call this; here :func:`reader_may_leave` decides."""

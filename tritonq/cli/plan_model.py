@@ -30,7 +30,7 @@ _LARGEST_ASSIGNMENT = 16 << 20  # bytes
 
 def plan_model(args, memory: int, schemes: list[str]) -> int:
     checkpoint = open_checkpoint(args.model)
-    if checkpoint.records or checkpoint.source.config.get("quantization_config"):
+    if checkpoint.records or checkpoint.source.config.get("quantization_config") is not None:
         raise CheckpointError(f"{args.model}: is quantized already; plan takes the original weights, inspect shows the sizes of this one")
     source, use = checkpoint.source, _use(args)
     file = None if args.assign is None else _assign_to(args.assign)
