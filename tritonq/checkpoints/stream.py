@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import write_atomic
+from ..model_config import ties_embeddings
 from ..ops import quantize
 from .checkpoint import of_source
 from .journal import Journal, identity, locked
@@ -56,7 +57,7 @@ def quantize_checkpoint(
     config = read_config(source.files[0].path.parent)  # of a single file too, which carries none along
     _refuse_quantized(source, config)
     entries = [entry for file in source.files for entry in file.entries.values()]
-    tied = _tied(config)
+    tied = ties_embeddings(config)
     decisions = rules.decide(entries, tied=tied)
     if not any(d.scheme for d in decisions.values()):
         raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
@@ -193,12 +194,6 @@ def _keep_tensor(writer: FileWriter, file: TensorFile, entry: Entry, decision: D
         "quality": None,
         "stored": [entry.name],
     }
-
-
-def _tied(config: dict) -> bool:
-    """Whether ``lm_head`` is the embedding; models of several parts say so of their language model."""
-    text = config.get("text_config")
-    return any(bool(part.get("tie_word_embeddings")) for part in (config, text) if isinstance(part, dict))
 
 
 def _refuse_quantized(source: Source, config: dict) -> None:
