@@ -290,3 +290,11 @@ def test_refused_arguments():
     with pytest.raises(InvalidProblemError, match="activation"):
         tritonq.grouped_matmul(x, stack, ends, "tanh")
     assert not tritonq.grouped_matmul(x, stack, ends).any()
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "nf4.dq"])
+def test_files_whose_experts_share_scales_are_refused(tmp_path, scheme):
+    make("qwen3 moe").save_pretrained(tmp_path / "full")
+    tritonq.checkpoints.quantize_checkpoint(tmp_path / "full", tmp_path / "q", scheme)
+    with pytest.raises(UnsupportedError, match="scales"):
+        load(tmp_path / "q")

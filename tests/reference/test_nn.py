@@ -379,8 +379,12 @@ class Reads(nn.Module):
         self.up, self.down, self.out = (nn.Linear(64, 64) for _ in range(3))
         self.out.weight.data.zero_()
 
+    @property
+    def dtype(self):
+        return self.down.weight.dtype
+
     def forward(self, x):
-        return self.out(self.down(self.up(x).to(self.down.weight.dtype)).to(self.up.weight.device))
+        return self.out(self.down(self.up(x).to(self.dtype)).to(self.up.weight.device))
 
 
 def test_layers_whose_weight_the_model_reads_are_kept():
@@ -393,6 +397,8 @@ def test_layers_whose_weight_the_model_reads_are_kept():
         assert not tritonq.quantize_(layer, "int8").quantized
     with torch.no_grad():
         layer(torch.randn(2, 5, 64))
+    assert tritonq.quantize_(nn.Sequential(Reads()), "int8", include=["0.down.weight"]).quantized[1].name == "0.down.weight"
+    assert len(tritonq.quantize_(nn.Sequential(Reads()), "int8", lambda *_: True).quantized) == 3
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model._keep_in_fp32_modules = ["1"]
     assert [one.name for one in tritonq.quantize_(model, "int8").quantized] == ["0.weight"]
@@ -416,6 +422,36 @@ def test_hooks_stay():
     before.remove()
     model(torch.randn(2, 64))
     assert calls == ["before", "QuantLinear", "QuantLinear"]
+    model = nn.Sequential(nn.Linear(64, 64))
+    model[0].register_forward_hook(lambda module, args, out: 2 * out)
+    tritonq.nn.prepare_qat_(model, "int8")
+    x = torch.randn(2, 64)
+    want = model(x)
+    tritonq.nn.convert_qat_(model)
+    torch.testing.assert_close(model(x), want)
+
+
+def test_a_head_tied_to_a_subclass_of_embedding_is_kept():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 8 * super().forward(ids)
+
+    model = nn.ModuleDict({"table": Scaled(96, 64), "head": nn.Linear(64, 96, bias=False), "other": nn.Linear(64, 64)})
+    model["head"].weight = model["table"].weight
+    assert [one.name for one in tritonq.quantize_(model, "int8").quantized] == ["other.weight"]
+
+
+def test_buffers_that_were_swapped_are_what_is_computed_with():
+    layer, x = linear("int8"), torch.randn(2, 96)
+    q = tritonq.quantize(torch.randn(40, 96), "int8")
+    got = torch.func.functional_call(layer, {"weight": q.packed, "weight_scale": q.scale}, (x,))
+    assert same_bits(got, tritonq.matmul(x, q, layer.bias)) and not same_bits(got, layer(x))
+
+
+def test_export_of_a_layer_with_act_order():
+    layer = QuantLinear(tritonq.quantize(torch.randn(24, 64), "int4.g16", g_idx=torch.arange(64) % 4), torch.nn.Parameter(torch.randn(24)))
+    x = torch.randn(2, 64)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])

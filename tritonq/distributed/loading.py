@@ -14,7 +14,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.family import Record
 from ..checkpoints.native import FAMILY, from_tensors
 from ..errors import CheckpointError, InvalidProblemError, TritonQError
-from ..nn.convert import parameters_of
+from ..nn.convert import decode_what_is_read, parameters_of, places
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts
 from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import SUFFIXES, QuantizedModule, QuantizedWeight
@@ -59,9 +59,11 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
     parallelize_module(model, mesh, plan)
     used: set[str] = set()
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the identity of the old tensor, which stays alive meanwhile
-    for path_, module in list(model.named_modules()):
+    for module, (path_, *others) in places(model).items():
         prefix = f"{path_}." if path_ else ""
         used |= _names_of(module, prefix, checkpoint)
+        for other in others:  # further places of the same module, which a file may name too
+            used |= _names_of(module, f"{other}.", checkpoint) | {f"{other}.{own}" for own in (*module._parameters, *module._buffers)}
         for name in module.quantized if isinstance(module, QuantizedModule) else ():
             try:
                 read = _experts if isinstance(module, QuantExperts) else _weight
@@ -73,6 +75,7 @@ def load_sharded(model: torch.nn.Module, path: str | Path, mesh: DeviceMesh, pla
             if id(wanted.tensor) not in made:
                 made[id(wanted.tensor)] = wanted.tensor, _filled(wanted, checkpoint, device)
             setattr(module, wanted.own, made[id(wanted.tensor)][1])
+    decode_what_is_read(model)
     left = [name for name in checkpoint.names() if name not in used]
     if left:
         raise CheckpointError(f"{checkpoint.source.path}: holds tensors that the model has no place for: {_some(left)}")

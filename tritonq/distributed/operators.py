@@ -13,7 +13,8 @@ weight              x                    y
 ``Shard(1)``, K     ``Shard(-1)``        ``Partial()``
 ==================  ===================  ====================
 
-x is brought into that form; a weight is not moved. For ``matmul_dx`` the columns of N and K are exchanged.
+x is brought into that form; a weight is not moved, and one of plain tensors, which every rank holds whole, counts as ``Replicate()``.
+For ``matmul_dx`` the columns of N and K are exchanged.
 """
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def _matmul_rule(cls, func, types, args, kwargs):
 
 
 def _matmul(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
-    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form)
-    mesh, last = packed.device_mesh, x.dim() - 1
+    mesh, last = _mesh(packed, x, bias, residual), x.dim() - 1
+    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form, mesh)
     x = _dtensor(x, mesh, "x")
     if activation == "swiglu" and 0 in splits:
         raise UnsupportedError("swiglu of a weight split along N would pair gate and up of different rows; apply it to the whole y")
@@ -58,8 +59,8 @@ def _matmul_dx_rule(cls, func, types, args, kwargs):
 
 
 def _matmul_dx(dy, packed, scale, zero_point, others, form):
-    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form)
-    mesh = packed.device_mesh
+    mesh = _mesh(packed, dy)
+    splits, weight = _weight(flat_operands(packed, scale, zero_point, others), form, mesh)
     taken, given = _features(_dtensor(dy, mesh, "dy"), splits, contracted=0, last=dy.dim() - 1)
     return _wrap(_ops.matmul_dx(taken.to_local(), *weight), mesh, given)
 
@@ -81,7 +82,12 @@ def _features(x: DTensor, splits: list[int | None], contracted: int, last: int) 
     return x.redistribute(placements=wanted), given
 
 
-def _weight(weight: list[DTensor], form: str) -> tuple[list[int | None], tuple]:
+def _mesh(*tensors):
+    """That of the first DTensor: the weight's, or of what a plain weight, which every rank holds whole, is multiplied with."""
+    return next(tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor))
+
+
+def _weight(weight: list[torch.Tensor], form: str, mesh) -> tuple[list[int | None], tuple]:
     """(axis split along each mesh dimension, this rank's operands)."""
     scheme, shape, dtype, layout, act_order = parse_form(form)
     if layout != "row":
@@ -89,7 +95,8 @@ def _weight(weight: list[DTensor], form: str) -> tuple[list[int | None], tuple]:
     names = list(expected_flat(scheme, shape, dtype, "row")) + ["column_order"] * act_order
     if len(weight) != len(names):
         raise InvalidProblemError(f"a weight of form {form!r} has the tensors {', '.join(names)}, got {len(weight)}")
-    mesh = next(tensor.device_mesh for tensor in weight if isinstance(tensor, DTensor))
+    if not any(isinstance(tensor, DTensor) for tensor in weight):
+        weight = [DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False) for tensor in weight]
     weight = [_dtensor(tensor, mesh, name) for name, tensor in zip(names, weight, strict=True)]
     splits = [p.dim if isinstance(p, Shard) else None for p in weight[0].placements]
     if len([split for split in splits if split is not None]) > 1:

@@ -23,10 +23,9 @@ from ..checkpoints.native import (
 )
 from ..checkpoints.rules import Rules
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.convert import FoundParameter, decide, parameters_of, places, put
+from ..nn.convert import FoundParameter, decide, decode_what_is_read, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantLinear
-from ..nn.readers import why_read
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
 from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
@@ -106,11 +105,11 @@ class TritonQQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         for hook in self._hooks:
             hook.remove()
-        for module, paths in places(model).items():
+        for module in model.modules():
             if isinstance(module, QuantizedModule):
                 module.complete()
-            if isinstance(module, QuantLinear) and any(why_read(model, path, f"{path}.weight") for path in paths):
-                put(model, paths, module.to_linear())  # a file may hold quantized what the model's code reads
+        if self.pre_quantized:
+            decode_what_is_read(model)
         if getattr(model, "_weight_conversions", None) is not None:
             model._weight_conversions = with_companions(model._weight_conversions, model)  # for saving
         records = _records(model)
@@ -165,9 +164,9 @@ class TritonQQuantizer(HfQuantizer):
         dtype = NAMED_DTYPES.get(dtype, dtype)  # text, once a model was saved
         for module, paths in places(model).items():
             if isinstance(module, QuantLinear):
-                put(model, paths, module.to_linear(dtype))
+                put(model, paths, module, module.to_linear(dtype))
             elif isinstance(module, QuantExperts):
-                put(model, paths, module.to_experts(dtype))
+                put(model, paths, module, module.to_experts(dtype))
         return model
 
 

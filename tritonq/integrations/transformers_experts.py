@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter, WeightTransform, re
 from ..errors import UnsupportedError
 from ..nn.experts import WEIGHTS, QuantExperts
 from ..nn.weight import SUFFIXES
-from ..qstack import QStack
+from ..qstack import QStack, refuses
 from ..qtensor import expected_flat
 from ..scheme import Scheme
 
@@ -61,6 +61,8 @@ def empty_experts(module: torch.nn.Module, schemes: dict[str, str], dtype: torch
     stacks = []
     for name in WEIGHTS:
         shape, scheme = tuple(getattr(module, name).shape), Scheme.parse(schemes[name])
+        if reason := refuses(scheme, shape[1]):
+            raise UnsupportedError(f"{name}: {reason}")
         tensors = {field: torch.empty((shape[0], *size), dtype=kind, device="meta")
                    for field, (size, kind) in expected_flat(scheme, shape[1:], dtype, "row").items()}  # fmt: skip
         stacks.append(QStack(scheme, shape, dtype, **tensors))

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -71,7 +72,8 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         layout: see :class:`QuantLinear`.
 
     The rule is that of ``tritonq quantize``: norms, biases, embeddings, an lm_head tied to one, and expert routers are kept, and so are
-    layers whose weight the model's own code reads (``wo`` of T5, ``dt_proj`` of Mamba, ``torch.nn.TransformerEncoderLayer``). Only modules
+    layers whose weight the model's own code reads (``wo`` of T5, ``dt_proj`` of Mamba, ``torch.nn.TransformerEncoderLayer``): as far as
+    its source says ``self.wo.weight``, so that some are kept that need not be; ``include`` and ``filter_fn`` quantize them. Only modules
     that are exactly ``torch.nn.Linear`` or ``torch.nn.Embedding`` are replaced, because what a subclass does with its weight is not
     known, and the gated experts of Transformers, both of their 3-D weights together (:class:`QuantExperts`). Weights of two or more axes
     that other modules hold, such as experts with biases or of another form, cannot be replaced: they are kept, named in the report, and
@@ -164,10 +166,8 @@ class FoundParameter:
         return self.name.rpartition(".")[2]
 
     def replace(self, model: torch.nn.Module, new: torch.nn.Module) -> None:
-        """Put ``new`` in every place of the module, whose hooks it takes over: the same dicts, so that their handles remove them."""
-        for name in _HOOKS:
-            setattr(new, name, getattr(self.module, name))
-        put(model, (self.path, *self.others), new)
+        """Put ``new`` in every place of the module."""
+        put(model, (self.path, *self.others), self.module, new)
 
 
 def places(model: torch.nn.Module) -> dict[torch.nn.Module, list[str]]:
@@ -182,10 +182,19 @@ _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always
           "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")  # fmt: skip
 
 
-def put(model: torch.nn.Module, paths: Iterable[str], new: torch.nn.Module) -> None:
-    """One module in all of these places."""
+def put(model: torch.nn.Module, paths: Iterable[str], old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """``new`` in all of the places of ``old``, whose hooks it takes over: the same dicts, so that their handles remove them."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
     for path in paths:
         model.set_submodule(path, new)
+
+
+def decode_what_is_read(model: torch.nn.Module) -> None:
+    """Put decoded layers where a model's code reads the weight of quantized ones: a file may hold them quantized."""
+    for module, paths in places(model).items():
+        if type(module) is QuantLinear and any(why_read(model, path, f"{path}.weight") for path in paths):
+            put(model, paths, module, module.to_linear())
 
 
 def parameters_of(model: torch.nn.Module) -> list[FoundParameter]:
@@ -210,13 +219,13 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
             if one.is_weight:
                 chosen = rules.scheme_for(one.name) if filter_fn(one.module, one.path) else None
                 decisions[i] = chosen, None if chosen else "filter_fn says no"
-    tables = {id(one.tensor): (one.name, *decision) for one, decision in zip(found, decisions, strict=True)
-              if type(one.module) is torch.nn.Embedding}  # fmt: skip
+    tables = {id(one.tensor): (one.name, chosen if type(one.module) is torch.nn.Embedding else None)
+              for one, (chosen, _) in zip(found, decisions, strict=True) if isinstance(one.module, torch.nn.Embedding)}  # fmt: skip
     for i, one in enumerate(found):
         chosen, _ = decisions[i]
         if chosen is None:
             continue
-        if one.read is not None:
+        if one.read is not None and filter_fn is None and not any(fnmatchcase(one.name, glob) for glob in rules.include):
             decisions[i] = None, one.read
         elif getattr(one.module, "max_norm", None) is not None:
             decisions[i] = None, "max_norm changes the table while it is read"
@@ -225,7 +234,7 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
         elif not one.is_weight:
             decisions[i] = None, f"{_HELD}{type(one.module).__name__}, which is not exactly torch.nn.Linear"
         elif type(one.module) is torch.nn.Linear and id(one.tensor) in tables:
-            table, of_table, _ = tables[id(one.tensor)]
+            table, of_table = tables[id(one.tensor)]
             decisions[i] = of_table, None if of_table else f"tied to the embedding {table}"
     for path in {one.path for one in found if is_experts(one.module)}:  # both of their weights are replaced, or none
         both = [i for i, one in enumerate(found) if one.path == path]

@@ -85,7 +85,7 @@ class QuantLinear(QuantizedWeight):
         return cls(q, torch.nn.Parameter(torch.cat([b.detach() for b in biases]), requires_grad=trained), layout).train(layers[0].training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if _is_compiling():
+        if _is_compiling() or self._is_swapped():
             return torch.ops.tritonq.matmul(x, *self._operands(), self.bias)
         return matmul(x, self._q, self.bias)
 
@@ -133,7 +133,7 @@ class QuantGatedMLP(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.gate_up_proj
-        if _is_compiling():
+        if _is_compiling() or layer._is_swapped():
             return self.down_proj(torch.ops.tritonq.matmul(x, *layer._operands(), None, "swiglu"))
         return self.down_proj(matmul(x, layer.qtensor, activation="swiglu"))
 

@@ -131,5 +131,5 @@ def convert_qat_(model: torch.nn.Module, layout: str = "auto") -> int:
         raise InvalidProblemError("the model is itself a FakeQuantLinear, which cannot be replaced in place; use to_quant_linear")
     layers = {module: paths for module, paths in places(model).items() if isinstance(module, FakeQuantLinear)}
     for module, paths in layers.items():
-        put(model, paths, module.to_quant_linear(layout))
+        put(model, paths, module, module.to_quant_linear(layout))
     return len(layers)

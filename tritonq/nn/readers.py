@@ -16,8 +16,8 @@ def why_read(model: torch.nn.Module, path: str, name: str) -> str | None:
     """Why the Linear at ``path``, whose weight is called ``name``, must stay one; None where nothing says so.
 
     Its module's own source says ``self.wo.weight`` outside of what makes a model: T5 casts to that weight's dtype, Mamba multiplies by it
-    itself, torch's fast path of TransformerEncoderLayer hands it on. Or the model, one of Transformers, names it in
-    ``_keep_in_fp32_modules``.
+    itself, torch's fast path of TransformerEncoderLayer hands it on. (Seen whether or not that code runs, and under no other name than
+    this.) Or the model, one of Transformers, names it in ``_keep_in_fp32_modules``.
     """
     holder, _, child = path.rpartition(".")
     kind = type(model.get_submodule(holder))
@@ -32,8 +32,9 @@ def why_read(model: torch.nn.Module, path: str, name: str) -> str | None:
 def _read_by(kind: type) -> frozenset[str]:
     """Names of the children whose weights the methods of a class of modules read, inherited methods among them."""
     own = [value for base in kind.__mro__ if base is not torch.nn.Module and issubclass(base, torch.nn.Module)
-           for name, value in vars(base).items() if inspect.isfunction(value) and not _MAKES.fullmatch(name)]  # fmt: skip
-    return frozenset(child for method in own for child in _READS.findall(_source(method)))
+           for name, value in vars(base).items() if not _MAKES.fullmatch(name)]  # fmt: skip
+    methods = [getattr(value, "fget", None) or getattr(value, "func", value) for value in own]  # of properties and cached ones
+    return frozenset(child for method in methods if inspect.isfunction(method) for child in _READS.findall(_source(method)))
 
 
 def _source(method) -> str:

@@ -53,7 +53,8 @@ class QuantizedModule(torch.nn.Module):
         self.layout = layout
         self.quantized: dict[str, QTensor | QStack] = {}
         for name, q in weights.items():
-            for suffix in _suffixes(q).values():
+            # torch.export counts the buffers of the module that it is given, those that are None among them
+            for _, suffix in sorted(_suffixes(q).items(), key=lambda item: getattr(q, item[0]) is None):
                 self.register_buffer(name + suffix, None)
             self._hold(name, q)
 
@@ -171,6 +172,12 @@ class QuantizedWeight(QuantizedModule):
     @property
     def scheme(self) -> Scheme:
         return self._q.scheme
+
+    def _is_swapped(self) -> bool:
+        """Whether the buffers are no longer the weight's tensors, as under ``torch.func.functional_call``."""
+        own, q = self._buffers, self._q
+        return (own["weight"] is not q.packed or own["weight_scale"] is not q.stored_scale
+                or own["weight_zero_point"] is not q.zero_point)  # fmt: skip
 
     def _hold(self, name: str, q: QTensor) -> None:
         super()._hold(name, q)

@@ -44,6 +44,18 @@ class Plain(nn.Module):
         return self.head(self.down(self.up(x).relu()) + self.rows(self.odd(x).relu()))
 
 
+class Shared(nn.Module):
+    """One layer in two places, and one whose weight it reads itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(128, 128), nn.Linear(128, 128)
+        self.b = self.a
+
+    def forward(self, x):
+        return self.out(self.b(self.a(x)).to(self.out.weight.dtype))
+
+
 def save_fused(folder: pathlib.Path) -> None:
     model = causal_lm(configs()["qwen3_moe"])
     tritonq.quantize_(model, "nf4.g32")
@@ -59,6 +71,10 @@ def save_plain(folder: pathlib.Path) -> None:
         state = distributed.gather(model)
         del state["head.weight"]
         tritonq.save(state, folder / f"plain-{scheme}.safetensors")
+    torch.manual_seed(0)
+    model = Shared().eval()
+    tritonq.quantize_(model, "int8", lambda *_: True)
+    tritonq.save(model, folder / "shared.safetensors")
     for scheme in ("nf4", "nf4.dq"):
         torch.manual_seed(0)
         named = {name: tensor.detach().clone() for name, tensor in Plain().eval().state_dict().items() if name != "head.weight"}
@@ -83,6 +99,12 @@ def plain_modules_are_loaded(mesh, folder):
         assert mine.head.weight is mine.table.weight and type(whole.up) is QuantLinear and whole.up.bias.shape == (512,)
         assert isinstance(mine.odd.weight, DTensor) and mine.odd.weight.full_tensor().shape == (30, 128)
         near(mine(ids), whole(ids))
+    with torch.device("meta"):
+        model = Shared().eval()
+    distributed.load_sharded(model, folder / "shared.safetensors", mesh, {})
+    stored = tritonq.load(folder / "shared.safetensors")
+    assert type(model.a) is QuantLinear and model.a is model.b and type(model.out) is nn.Linear
+    assert same_bits(model.out.weight.detach(), stored["out.weight"].dequantize()) and model(torch.ones(1, 128)).isfinite().all()
 
 
 def loading_reads_only_what_is_kept(mesh, folder):

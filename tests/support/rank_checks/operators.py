@@ -38,6 +38,7 @@ def operators_on_dtensors(mesh, folder):
         y = matmul(distribute_tensor(x, mesh, [Shard(1)]), *kept, everywhere)
         assert y.placements == (Shard(1),)
         near(y.full_tensor(), tritonq.matmul(x, q, bias))
+        near(tritonq.matmul(distribute_tensor(x, mesh, [Shard(1)]), q, everywhere).full_tensor(), tritonq.matmul(x, q, bias))
     compiled = torch.compile(lambda x, *weight: matmul(x, *weight), fullgraph=True, backend="aot_eager")
     q = tritonq.quantize(random(128, 512), "int4.g32")
     want, weight, x = tritonq.matmul(x, q), distributed.distribute_weight(q, mesh, 1), distribute_tensor(x, mesh, [Replicate()])
