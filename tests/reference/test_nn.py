@@ -438,7 +438,10 @@ def test_a_head_tied_to_a_subclass_of_embedding_is_kept():
 
     model = nn.ModuleDict({"table": Scaled(96, 64), "head": nn.Linear(64, 96, bias=False), "other": nn.Linear(64, 64)})
     model["head"].weight = model["table"].weight
-    assert [one.name for one in tritonq.quantize_(model, "int8").quantized] == ["other.weight"]
+    report = tritonq.quantize_(model, "int8")
+    assert [one.name for one in report.quantized] == ["other.weight"]
+    sizes = {one.name: one.bytes_before for one in report.decided}
+    assert sizes["table.weight"] == 4 * 96 * 64 and sizes["head.weight"] == 0, "tied: counted once"
 
 
 def test_buffers_that_were_swapped_are_what_is_computed_with():

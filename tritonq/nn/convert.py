@@ -23,7 +23,7 @@ from .readers import why_read
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """One parameter: the scheme that its weight got, or why it stayed as it was."""
+    """One parameter: the scheme that its weight got, or why it stayed as it was. One that is tied to an earlier one has no bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,6 +31,11 @@ class Decided:
     reason: str | None
     bytes_before: int
     bytes_after: int
+
+    @classmethod
+    def of(cls, one: FoundParameter, scheme: str | None, reason: str | None, after: int) -> Decided:
+        before, after = (0, 0) if one.tied else (one.tensor.nbytes, after)
+        return cls(name=one.name, shape=tuple(one.tensor.shape), scheme=scheme, reason=reason, bytes_before=before, bytes_after=after)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
     decided, tied, halves = [], {}, {}
     while todo:
         one, (chosen, reason) = todo.pop()
-        before = after = one.tensor.nbytes
+        after = one.tensor.nbytes
         if chosen is not None:
             try:
                 if is_experts(one.module):
@@ -127,8 +132,7 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
             if new is not None:
                 one.replace(model, new)
             after = q.nbytes
-        decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
-                               bytes_before=before, bytes_after=after))  # fmt: skip
+        decided.append(Decided.of(one, chosen, reason, after))
     return QuantizationReport(tuple(decided))
 
 
@@ -145,6 +149,7 @@ class FoundParameter:
 
     Attributes:
         others: further paths of the same module, where a model has it in several places.
+        tied: whether it is the same tensor as an earlier one.
         read: why the module cannot be replaced, see :func:`tritonq.nn.readers.why_read`.
     """
 
@@ -153,6 +158,7 @@ class FoundParameter:
     others: tuple[str, ...]
     module: torch.nn.Module
     tensor: torch.nn.Parameter
+    tied: bool
     read: str | None
 
     @property
@@ -198,13 +204,14 @@ def decode_what_is_read(model: torch.nn.Module) -> None:
 
 
 def parameters_of(model: torch.nn.Module) -> list[FoundParameter]:
-    found = []
+    found, tensors = [], set()
     for module, (path, *others) in places(model).items():
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{own}" if path else own
             read = [why_read(model, place, name) for place in (path, *others)] if type(module) is torch.nn.Linear else []
             found.append(FoundParameter(name=name, path=path, others=tuple(others), module=module, tensor=parameter,
-                                        read=next(filter(None, read), None)))  # fmt: skip
+                                        tied=parameter in tensors, read=next(filter(None, read), None)))  # fmt: skip
+            tensors.add(parameter)
     return found
 
 

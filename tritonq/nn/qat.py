@@ -110,7 +110,7 @@ def prepare_qat_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | 
         raise InvalidProblemError(f"prepare_qat_ takes a model that holds Linear layers, got {type(model).__name__}")
     found, decided = parameters_of(model), []
     for one, (chosen, reason) in zip(found, decide(found, Rules.parse(scheme, include, exclude), filter_fn), strict=True):
-        before = after = one.tensor.nbytes
+        after = one.tensor.nbytes
         if chosen is not None and type(one.module) is not torch.nn.Linear:
             chosen, reason = None, f"held by {type(one.module).__name__}; only Linear layers are trained this way"
         if chosen is not None:
@@ -120,8 +120,7 @@ def prepare_qat_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | 
                 raise type(error)(f"{one.name}: {error}") from error
             one.replace(model, layer)
             after = round(layer.scheme.bits_per_weight(*one.tensor.shape, one.tensor.dtype) * one.tensor.numel() / 8)
-        decided.append(Decided(name=one.name, shape=tuple(one.tensor.shape), scheme=chosen, reason=reason,
-                               bytes_before=before, bytes_after=after))  # fmt: skip
+        decided.append(Decided.of(one, chosen, reason, after))
     return QuantizationReport(tuple(decided))
 
 
