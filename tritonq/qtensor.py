@@ -23,7 +23,7 @@ _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 # Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
 _of_packed: WeakValueDictionary[int, QTensor] = WeakValueDictionary()
 find_of_packed = _of_packed.data.get  # without the Python of WeakValueDictionary.get: a weak reference or None
-# A weight in the schema of an operator. What most schemes have stands by itself, since a list costs a call 0.4 us (torch 2.13).
+# A weight in the schema of an operator. What most schemes have stands by itself, since a list costs a call 0.3 us (docs/launch.md).
 WEIGHT = "Tensor packed, Tensor? scale, Tensor? zero_point, Tensor[]? others, str form"
 _OTHERS = "second_scale", "scale_offset", "expanded_scale", "column_order"
 
