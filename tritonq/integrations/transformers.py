@@ -44,10 +44,20 @@ class TritonQConfig(QuantizationConfigMixin):
         kept: written when a model is saved: the parameters that were kept. None quantizes by the rule of :func:`tritonq.quantize_`.
         dtype: written when a model is saved: the dtype that its weights had.
         format_version: of the checkpoint.
+        quant_method: as config.json says it.
+
+    Raises:
+        TritonQError: an unknown argument, scheme, dtype or format_version, or globs that are no list.
     """
 
     def __init__(self, scheme: str = "nf4", overrides: dict[str, str] | None = None, exclude: list[str] | None = None,
-                 kept: list[str] | None = None, dtype: str | None = None, format_version: int = FORMAT_VERSION, **kwargs):  # fmt: skip
+                 kept: list[str] | None = None, dtype: str | None = None, format_version: int = FORMAT_VERSION, *,
+                 quant_method: str = FAMILY, **unknown):  # fmt: skip
+        if unknown:
+            rule = "known are scheme, overrides, exclude, kept, dtype and format_version"
+            raise CheckpointError(f"quantization_config: {', '.join(sorted(unknown))}: unknown; {rule}")
+        if quant_method != FAMILY:
+            raise CheckpointError(f"quantization_config: quant_method {quant_method!r} is not {FAMILY!r}, the one that this class describes")
         if format_version != FORMAT_VERSION:
             raise CheckpointError(f"quantization_config: format_version {format_version!r} is unknown (known: {FORMAT_VERSION})")
         if dtype is not None and dtype not in NAMED_DTYPES:
@@ -55,7 +65,7 @@ class TritonQConfig(QuantizationConfigMixin):
         self.quant_method = FAMILY
         self.scheme, self.kept, self.dtype, self.format_version = str(Scheme.parse(scheme)), kept, dtype, format_version
         self.overrides = {name: str(Scheme.parse(text)) for name, text in (overrides or {}).items()}
-        self.exclude = list(exclude or [])
+        self.exclude = [*Rules.parse(scheme, exclude=exclude or ()).exclude]
 
 
 @register_quantizer(FAMILY)
