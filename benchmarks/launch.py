@@ -106,14 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="turns of every contender (default 15)")
     parser.add_argument("--calls", type=int, default=1000, help="calls per turn (default 1000)")
+    parser.add_argument("--no-grad", action="store_true", help="under torch.no_grad in place of torch.inference_mode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="tritonq-stub-") as folder:
         install(Path(folder))
-        with torch.inference_mode():
+        with torch.no_grad() if options.no_grad else torch.inference_mode():
             rows = measure(cases(), options.rounds, options.calls)
     machine = {"triton": triton.__version__, "torch": torch.__version__, "python": platform.python_version(),
-               "tritonq": tritonq.__version__, "rounds": options.rounds, "calls": options.calls}  # fmt: skip
+               "tritonq": tritonq.__version__,
+               "mode": "no_grad" if options.no_grad else "inference_mode", "rounds": options.rounds, "calls": options.calls}  # fmt: skip
     if options.json:
         print(json.dumps({"machine": machine, "rows": rows}, indent=1))
     else:

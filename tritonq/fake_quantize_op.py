@@ -10,7 +10,7 @@ from .qtensor import QTensor
 from .reference.fake_quantize import fake_quantize_backward, stored_scale
 from .reference.matrix import quantize_scaled
 from .scheme import Scheme
-from .torch_ops import define, library
+from .torch_ops import define, differentiable
 
 _LEARNED = ("fp64", "fp32", "fp16", "bf16")
 
@@ -76,15 +76,14 @@ def _run(x, scheme, scale=None, zero_point=None):
 
 
 def _keep(ctx, inputs, output):
-    x, ctx.scheme, scale, zero_point = (*inputs, None, None)[:4]
+    x, ctx.scheme, scale, zero_point = inputs
     ctx.save_for_backward(*((None, None, None) if scale is None else (x, scale, zero_point)))
 
 
 def _backward(ctx, grad):
     x, scale, zero_point = ctx.saved_tensors
-    given = len(ctx.needs_input_grad)
     if scale is None:
-        return (grad, None, None, None)[:given]
+        return grad, None, None, None
     d_x, d_scale = torch.ops.tritonq.fake_quantize_backward(grad, x, scale, zero_point, ctx.scheme)
     return d_x, None, d_scale, None
 
@@ -94,4 +93,4 @@ define("fake_quantize(Tensor x, str scheme, Tensor? scale=None, Tensor? zero_poi
 define("fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, str scheme) -> (Tensor, Tensor)",
        lambda grad, x, scale, zero_point, scheme: fake_quantize_backward(grad, x, scale, zero_point, Scheme.parse(scheme)),
        lambda grad, x, scale, zero_point, scheme: (x.new_empty(x.shape), scale.new_empty(scale.shape)))  # fmt: skip
-torch.library.register_autograd("tritonq::fake_quantize", _backward, setup_context=_keep, lib=library)
+differentiable("fake_quantize", _keep, _backward)

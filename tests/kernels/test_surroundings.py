@@ -6,6 +6,7 @@ import tritonq
 from tests.support.schemes import same_bits
 from tests.support.surroundings import default_dtype
 from tritonq import Scheme, reference
+from tritonq.layouts import LAYOUTS
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
@@ -18,3 +19,21 @@ def test_a_default_dtype(device, default, scheme):
             got = tritonq.quantize(w, scheme)
             assert all(map(same_bits, got.flat(), want.flat()))
             assert same_bits(got.relayout("frag").dequantize(), reference.dequantize(want, dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_without_memory(device, layout):
+    """Zeros that have none, and what functionalization wraps, also after a call with a tensor like them."""
+    q = tritonq.quantize(torch.randn(64, 128, device=device), "int4.g32", layout=layout)
+    x, zeros = torch.randn(3, 128, device=device), torch._efficientzerotensor((3, 128), device=device)
+    for product in (tritonq.matmul, lambda x, q: torch.ops.tritonq.matmul(x, *q.operands)):
+        want = product(x, q)
+        assert torch.equal(product(zeros, q), torch.zeros_like(want))
+        wrapped = torch._to_functional_tensor(x)
+        torch._enable_functionalization(reapply_views=True)
+        try:
+            out = product(wrapped, q)
+            torch._sync(out)
+        finally:
+            torch._disable_functionalization()
+        assert same_bits(torch._from_functional_tensor(out), want)

@@ -1,4 +1,5 @@
 """``torch.ops.tritonq``: fakes, gradients, torch.compile and torch.export, on the CPU."""
+import sys
 from dataclasses import fields
 
 import pytest
@@ -192,3 +193,18 @@ def test_export_keeps_the_operators():
     assert [node.target for node in program.graph.nodes].count(ops.matmul.default) == 2
     x = torch.randn(9, 64)
     torch.testing.assert_close(program.module()(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_without_gradients_is_no_longer_than_one_in_inference_mode():
+    """Functions of Python that it goes through: to dispatch it twice costs as much as a launch by Triton, see docs/launch.md."""
+    q, x, functions = tritonq.quantize(torch.randn(32, 64), "int4.g32"), torch.randn(2, 64), {}
+    for surroundings in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        called = functions[surroundings] = []
+        with surroundings():
+            ops.matmul(x, *q.operands)
+            sys.setprofile(lambda frame, event, _, called=called: called.append(frame.f_code.co_name) if event == "call" else None)
+            try:
+                ops.matmul(x, *q.operands)
+            finally:
+                sys.setprofile(None)
+    assert functions[torch.no_grad] == functions[torch.enable_grad] == functions[torch.inference_mode]

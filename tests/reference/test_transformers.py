@@ -89,7 +89,8 @@ def test_it_compiles_whole(source):
 @pytest.mark.parametrize("arguments, text", [
     ({"scheme": "nf9"}, "unknown format 'nf9'"), ({"format_version": 2}, "format_version 2 is unknown"),
     ({"dtype": "int8"}, "dtype must be"), ({"excluded": ["lm_head.weight"]}, "excluded: unknown; known are scheme, overrides, exclude"),
-    ({"exclude": "lm_head.weight"}, "exclude takes globs in a list"), ({"quant_method": "gptq"}, "quant_method 'gptq' is not 'tritonq'"),
+    ({"exclude": "lm_head.weight"}, "exclude takes globs in a list"),
+    ({"quant_method": "gptq"}, "quant_method 'gptq' is not 'tritonq', which this"),
 ])  # fmt: skip
 def test_refused_configs(arguments, text):
     with pytest.raises(tritonq.errors.TritonQError, match=text):

@@ -57,7 +57,7 @@ class TritonQConfig(QuantizationConfigMixin):
             rule = "known are scheme, overrides, exclude, kept, dtype and format_version"
             raise CheckpointError(f"quantization_config: {', '.join(sorted(unknown))}: unknown; {rule}")
         if quant_method != FAMILY:
-            raise CheckpointError(f"quantization_config: quant_method {quant_method!r} is not {FAMILY!r}, the one that this class describes")
+            raise CheckpointError(f"quantization_config: quant_method {quant_method!r} is not {FAMILY!r}, which this class describes")
         if format_version != FORMAT_VERSION:
             raise CheckpointError(f"quantization_config: format_version {format_version!r} is unknown (known: {FORMAT_VERSION})")
         if dtype is not None and dtype not in NAMED_DTYPES:

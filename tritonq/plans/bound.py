@@ -102,8 +102,10 @@ def is_watched() -> bool:
 
 
 def is_plain(tensor) -> bool:
-    """A tensor whose elements lie in memory as they are: no subclass, not nested or sparse, not negated when it is read."""
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
+    """A tensor whose elements lie in memory as they are: no subclass, not nested or sparse, not negated when it is read, no zeros
+    without memory, not wrapped by functionalization."""
+    return (type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
+            and not tensor._is_zerotensor() and not torch._is_functional_tensor(tensor))  # fmt: skip
 
 
 class Latest:
