@@ -257,3 +257,10 @@ def test_a_copy_holds_its_own_weight():
     other, state = copy.copy(layer), layer.state_dict()
     other.qtensor = tritonq.quantize(torch.randn(40, 96), "nf4")
     assert all(map(same_bits, layer.state_dict().values(), state.values())) and layer.quantized["weight"] is layer.qtensor
+
+
+def test_a_bias_that_is_computed():
+    layer, x = QuantLinear.from_linear(torch.nn.Linear(64, 8), "int4.g32"), torch.randn(2, 64)
+    plain, bias = layer(x), layer.bias.detach().clone()
+    nn.utils.parametrize.register_parametrization(layer, "bias", nn.Softplus())
+    torch.testing.assert_close(layer(x), plain - bias + F.softplus(bias))
