@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tritonq"
 FLOORS = {
     "tritonq.act_order": 0,
     "tritonq.errors": 0,
+    "tritonq.interpreter": 0,
     "tritonq.files": 0,
     "tritonq.kept": 0,
     "tritonq._triton": 0,

@@ -30,6 +30,11 @@ SCATTERED_REDUCTIONS_FAIL = RELEASE is not None and RELEASE < (3, 8)
 # Whether Triton interprets the functions that @jit makes from here on: it looks at TRITON_INTERPRET when it makes one, never again.
 INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
+if INTERPRETED:
+    from .interpreter import install
+
+    install()
+
 if triton is None or INTERPRETED:
 
     def cuda_arch():

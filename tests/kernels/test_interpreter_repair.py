@@ -9,30 +9,31 @@ import triton.language as tl
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels run on the GPU in this process", allow_module_level=True)
 
-from tests.support import exact, interp_float, interp_memory, ptx_inline
 from tests.support import feature_kernels as kernels
+from tests.support import interp_memory, ptx_inline
 from tests.support.feature_checks import CHECKS, same
 from tests.support.poison import fenced
+from tritonq.interpreter import exact, floats
 
 
 def truncated(values, dtype):
     """What stock interpreters do: cut float32 to bf16 instead of rounding."""
-    if dtype == interp_float.BF16:
+    if dtype == floats.BF16:
         return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return interp_float.as_stored(torch.from_numpy(np.array(values)).to(interp_float.TORCH_TYPE[dtype]), dtype)
+    return floats.as_stored(torch.from_numpy(np.array(values)).to(floats.TORCH_TYPE[dtype]), dtype)
 
 
 FAULTS = {
     "bf16 casts truncate": (
-        interp_float,
+        floats,
         "from_float",
         truncated,
         ["cast float32 -> bfloat16", "store_casts float32 -> bfloat16", "add bfloat16"],
     ),
     "fma rounds twice": (exact, "fma", lambda x, y, z: x * y + z, ["fma float32", "fma float64"]),
-    "fp8 does not saturate": (interp_float, "FP8_MAX", {}, ["cast float32 -> float8_e5m2", "cast float16 -> float8_e5m2"]),
+    "fp8 does not saturate": (floats, "FP8_MAX", {}, ["cast float32 -> float8_e5m2", "cast float16 -> float8_e5m2"]),
     "raw bits taken as numbers": (
-        interp_float,
+        floats,
         "to_float32",
         lambda h: h.data.astype(np.float32),
         ["dot bfloat16 M=16 warps=4", "mul bfloat16"],

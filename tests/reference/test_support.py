@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests import run
-from tests.support import exact, process
+from tests.support import process
 from tests.support.poison import check_fence, fenced, poisoned_empty
 from tests.support.ptx import numbers
 from tests.support.ptx.program import PtxError, bits_of, parse
+from tritonq.interpreter import exact
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn]
 

@@ -5,7 +5,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter as stock
 
-from .interp_float import BF16, RAW, Builder, Handle, from_float, to_float32
+from tritonq.interpreter.floats import BF16, RAW, Builder, Handle, from_float, to_float32
 
 
 class OutOfBounds(IndexError):

@@ -1,9 +1,9 @@
 """Makes Triton's CPU interpreter numerically faithful and strict. Call ``repair()`` once, with ``TRITON_INTERPRET=1`` set.
 
-After it, for Triton 3.6 to 3.9: bf16, fp8, ``fma`` and ``dot`` round as hardware does (``interp_float``); loads, stores and atomics outside
-every argument tensor raise ``OutOfBounds`` and masked lanes are poison (``interp_memory``); ``tl.device_assert`` is live and 32-bit
-overflow in integer arithmetic raises; ``tl.dot`` refuses shapes below the hardware's minimum K; ``libdevice.rint`` and its kin work;
-inline PTX is evaluated from its text (``ptx_inline``).
+After it, for Triton 3.6 to 3.9: bf16, fp8, ``fma`` and ``dot`` round as hardware does, as for every user (``tritonq.interpreter``); loads,
+stores and atomics outside every argument tensor raise ``OutOfBounds`` and masked lanes are poison (``interp_memory``);
+``tl.device_assert`` is live and 32-bit overflow in integer arithmetic raises; ``tl.dot`` refuses shapes below the hardware's minimum K;
+``libdevice.rint`` and its kin work; inline PTX is evaluated from its text (``ptx_inline``).
 """
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import triton.language as tl
 from triton.language.extra import libdevice
 from triton.runtime import interpreter as stock
 
-from . import interp_float, interp_memory, interp_types, ptx_inline
-from .interp_float import Builder, Handle, to_float32
+from tritonq.interpreter import install
+from tritonq.interpreter.floats import Builder, Handle, to_float32
+
+from . import interp_memory, interp_types, ptx_inline
 from .interp_memory import OutOfBounds
 
 __all__ = ["OutOfBounds", "is_repaired", "repair"]
@@ -59,23 +61,6 @@ def _libdevice_function(function):
     return apply
 
 
-def _allow_tensor_as_index(original):
-    """Triton 3.6 with numpy >= 2.4: ``int()`` of a one-element array raises, so ``tl.range`` with tensor bounds fails."""
-
-    def patch(tensor, *scope):
-        original(tensor, *scope)
-
-        def index(self) -> int:
-            return int(np.asarray(self.handle.data).reshape(-1)[0])
-
-        if scope:
-            scope[0].set_attr(tensor, "__index__", index)
-        else:
-            tensor.__index__ = index
-
-    return patch
-
-
 def _patch_language_once() -> None:
     """Give ``triton.language`` its interpreted functions for good. Stock Triton looks for all of them again at every launch and every call
     of a device function, which is half of the time that a kernel takes."""
@@ -100,12 +85,11 @@ def repair() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("the interpreter repair needs TRITON_INTERPRET=1, set before triton is imported")
     interp_types.install()
-    interp_float.install()
+    install()
     interp_memory.install()
     # debug makes device_assert live and has Triton emit its overflow checks for narrow integer arithmetic
     stock.interpreter_builder.options = dataclasses.replace(stock.interpreter_builder.options, debug=True)
     stock.interpreter_builder.codegen_fns["min_dot_size"] = lambda lhs, rhs: (1, 1, _MIN_DOT_K[lhs.scalar.primitive_bitwidth])
-    stock._patch_lang_tensor = _allow_tensor_as_index(stock._patch_lang_tensor)
     for name, function in _LIBDEVICE.items():
         if hasattr(libdevice, name):
             setattr(libdevice, name, _libdevice_function(function))

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import exact, ptx_inline
+from tritonq.interpreter import exact
+
+from .. import ptx_inline
 from .machine import Machine, handles, parts_of
 from .numbers import SIGNED, U16, U32, U64, UNSIGNED, decode, encode, flush_subnormals, high_half, join_halves, low_half, nudge
 from .program import Instruction, PtxError

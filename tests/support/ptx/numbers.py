@@ -4,6 +4,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tritonq.interpreter.exact import float_to_bf16, to_float32_odd
+
 U8, U16, U32, U64 = np.uint8, np.uint16, np.uint32, np.uint64
 UNSIGNED = {1: np.bool_, 8: U8, 16: U16, 32: U32, 64: U64}
 SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
@@ -32,28 +34,9 @@ def join_halves(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return low.astype(U32) | (high.astype(U32) << U32(16))
 
 
-def to_float32_odd(values: np.ndarray) -> np.ndarray:
-    """float64 -> float32, rounding what is inexact to the neighbour with an odd last bit, so that a later rounding is not a second one."""
-    with np.errstate(all="ignore"):
-        near = np.ascontiguousarray(values, np.float64).astype(np.float32)
-        bits = near.view(U32)
-        toward_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(values), bits - U32(1), bits)
-        inexact = (near.astype(np.float64) != values) & ~np.isnan(values)
-    return np.where(inexact, toward_zero | U32(1), bits).view(np.float32)
-
-
 def bf16_to_float(bits: np.ndarray) -> np.ndarray:
     """bf16 bits as float32."""
     return (bits.astype(U32) << U32(16)).view(np.float32)
-
-
-def float_to_bf16(values: np.ndarray, toward_zero: bool = False) -> np.ndarray:
-    """float32 or float64 to bf16 bits with one rounding (nearest even unless ``toward_zero``); NaN becomes 0x7FFF."""
-    single = to_float32_odd(values) if values.dtype == np.float64 else np.ascontiguousarray(values, np.float32)
-    bits = single.view(U32)
-    if not toward_zero:
-        bits = bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))
-    return np.where(np.isnan(single), U32(0x7FFF), bits >> U32(16)).astype(U16)
 
 
 def float_to_f16(values: np.ndarray, toward_zero: bool = False) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Correctly rounded fused multiply-add in numpy, shared by the interpreter repair and the PTX simulator."""
+"""Floor 0. Roundings that numpy does not have: fused multiply-add with one, float64 to bfloat16 with one."""
 from __future__ import annotations
 
 import ctypes
@@ -35,3 +35,22 @@ def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         if z.dtype == np.float64:
             return np.asarray(_fma64(x, y, z), dtype=np.float64)
         return fma_unrounded(x, y, z).astype(z.dtype)
+
+
+def to_float32_odd(values: np.ndarray) -> np.ndarray:
+    """float64 -> float32, rounding what is inexact to the neighbour with an odd last bit, so that a later rounding is not a second one."""
+    with np.errstate(all="ignore"):
+        near = np.ascontiguousarray(values, np.float64).astype(np.float32)
+        bits = near.view(np.uint32)
+        toward_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(values), bits - np.uint32(1), bits)
+        inexact = (near.astype(np.float64) != values) & ~np.isnan(values)
+    return np.where(inexact, toward_zero | np.uint32(1), bits).view(np.float32)
+
+
+def float_to_bf16(values: np.ndarray, toward_zero: bool = False) -> np.ndarray:
+    """float32 or float64 to bf16 bits with one rounding (nearest even unless ``toward_zero``); NaN becomes 0x7FFF."""
+    single = to_float32_odd(values) if values.dtype == np.float64 else np.ascontiguousarray(values, np.float32)
+    bits = single.view(np.uint32)
+    if not toward_zero:
+        bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return np.where(np.isnan(single), np.uint32(0x7FFF), bits >> np.uint32(16)).astype(np.uint16)

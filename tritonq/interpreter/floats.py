@@ -1,9 +1,9 @@
-"""Floating point as the interpreter stores it, and as hardware computes it.
+"""Floor 0. Floating point as Triton's interpreter stores it, and as hardware computes it.
 
 The interpreter keeps bf16 as uint16 and fp8 as uint8 arrays. Stock Triton 3.6 to 3.9 truncates float32 -> bf16, computes bf16 arithmetic,
 comparisons and ``tl.dot`` on the raw 16-bit patterns, loses the mantissa carry in fp8 casts and rounds ``tl.fma`` twice before 3.9.
-``install()`` replaces those parts. Casts round once, as hardware does; torch's do too, except from float64 to 16 bits, where torch
-goes by way of float32.
+``install()`` replaces those parts, for every interpreted kernel of the process. Casts round once, as hardware does; torch's do too, except
+from float64 to 16 bits, where torch goes by way of float32.
 """
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import triton.language as tl
 from triton.runtime import interpreter as stock
 
 from . import exact
-from .ptx import numbers
 
 Handle = stock.TensorHandle
 Builder = stock.InterpreterBuilder
@@ -69,7 +68,7 @@ def to_float32(handle) -> np.ndarray:
 def from_float(values: np.ndarray, dtype) -> np.ndarray:
     """Round float values to ``dtype`` (nearest, ties to even, once) in the interpreter's storage."""
     if values.dtype == np.float64 and dtype == BF16:
-        return numbers.float_to_bf16(values)
+        return exact.float_to_bf16(values)
     if values.dtype == np.float64 and dtype == tl.float16:
         return values.astype(np.float16)
     tensor = _saturate(torch.from_numpy(np.array(values, copy=True, order="C")), dtype)
@@ -152,7 +151,9 @@ def _dot(original):
 
 
 def install() -> None:
-    """Replace the interpreter's float casts, bf16 arithmetic, ``fma``, ``dot`` and NaN rule of min, max and clamp."""
+    """Replace the interpreter's float casts, bf16 arithmetic, ``fma``, ``dot`` and NaN rule of min, max and clamp; once."""
+    if Builder.create_fma is _fma:
+        return
     stock._convert_float = _convert_float(stock._convert_float)
     Builder.cast_impl = _cast_impl(Builder.cast_impl)
     Builder.binary_op = _in_float32(Builder.binary_op, 2)
