@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import tritonq
+import tritonq.plans as P
 from tests.support.weights import expected, within
 
 
@@ -15,6 +16,28 @@ def test_one_product_keeps_the_bound(scheme):
     bound = plan.precision_guarantee().bound(x, q)
     assert bound.shape == error.shape and (error <= bound).all()
     assert (bound <= 1e-5).all()  # K = 2: a handful of float32 roundings of numbers near 1
+
+
+def test_products_below_the_normal_numbers():
+    """Each may be lost, half a subnormal at a time."""
+    q, x = tritonq.quantize(torch.full((1, 400), 1e-38), "int8"), torch.full((1, 400), 1.3e-7)
+    plan = tritonq.select(tritonq.MatmulDesc.of(x, q))
+    error = (plan.run(x, q).double() - x.double() @ q.dequantize(torch.float64).T).abs()
+    bound = plan.precision_guarantee().bound(x, q)
+    assert 20 * 2.0**-149 < error <= bound < 410 * 2.0**-149
+
+
+def test_nf4_plans_below_the_normal_numbers_of_float16():
+    torch.manual_seed(0)
+    args = P.Nf4MatmulArgs(activation=torch.randn(1, 64).half() * 1e-3, weight=torch.randint(0, 256, (8, 64), dtype=torch.uint8),
+                           absmax=torch.full((16, 1), 1e-3))  # fmt: skip
+    plan = P.Nf4MatmulPlan.select(None, P.Nf4MatmulDescriptor(m=1, n=16, k=64, activation_dtype=torch.float16))
+    w_desc = P.Nf4DequantizeDescriptor(n=16, k=64)
+    w = P.Nf4DequantizePlan.select(None, w_desc).run(None, None, P.Nf4DequantizeArgs(weight=args.weight, absmax=args.absmax)).double()
+    promise, x = plan.precision_guarantee(), args.activation.double()
+    normal = promise.relative * (x.abs() @ w.abs().T) + promise.output_eps * (x @ w.T).abs()
+    error = (plan.run(None, None, args).double() - x @ w.T).abs()
+    assert (error > normal).any() and (error <= normal + promise.output_tiny).all() and promise.output_tiny < 1e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

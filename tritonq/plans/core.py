@@ -127,6 +127,12 @@ class PrecisionGuarantee:
         return error + self.output_eps * (y.abs() + error) + self.output_tiny
 
 
+def underflow(dtype: torch.dtype, products: int, accumulator: str) -> float:
+    """``output_tiny``: what a result of ``dtype`` may lose at the smallest numbers, itself and in each product that is summed."""
+    result, sums = torch.finfo(dtype), torch.finfo(getattr(torch, accumulator))
+    return result.smallest_normal * result.eps + products * sums.smallest_normal * sums.eps
+
+
 # How much an error in front of each activation may grow: the largest slope, at 2.4 for silu (1.0998), at sqrt(2) for gelu (1.1289).
 _SLOPES = {"relu": 1.0, "silu": 1.1, "gelu": 1.13, "swiglu": 1.1}
 

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import InvalidProblemError
 from ..qtensor import QTensor
-from ..scheme import Scheme
+from ..scheme import FLOAT_DTYPES, Scheme
 from .core import Target, dtype_name, expect_dense, expect_type
 
 
@@ -105,8 +105,9 @@ class MatmulDesc:
             expect_dense(tensor, name)
             if tuple(tensor.shape) != shape:
                 raise InvalidProblemError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-            if not tensor.is_floating_point() or tensor.device != x.device:
-                raise InvalidProblemError(f"{name} must be a floating-point tensor on {x.device}, got {tensor.dtype} on {tensor.device}")
+            if tensor.dtype not in FLOAT_DTYPES or tensor.device != x.device:
+                rule = "float16, bfloat16, float32 or float64"
+                raise InvalidProblemError(f"{name} must be a tensor of {rule} on {x.device}, got {tensor.dtype} on {tensor.device}")
         m = 1
         for size in x.shape[:-1]:
             m *= size

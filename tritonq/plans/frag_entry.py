@@ -9,7 +9,7 @@ from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, frag, frag_codes
 from ..layouts.byte_planes import byte_planes
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
+from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
 from .descriptors import MatmulDesc
 from .matmul_rules import splits_ok
 from .registry import KernelEntry
@@ -92,7 +92,7 @@ def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
     out = torch.finfo(desc.dtype)
     relative = (1 + level) / (1 - min(terms, 0.5)) - 1
     return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,
-                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, desc.k, "float32"))  # fmt: skip
 
 
 def bind(desc: MatmulDesc, config: Config, x, q, bias, residual, shape) -> BoundMatmul:

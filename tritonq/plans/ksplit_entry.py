@@ -11,7 +11,7 @@ from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, ksplit
 from ..layouts.by_group import up
-from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors
+from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors, underflow
 from .descriptors import MatmulDesc
 from .matmul_rules import splits_ok
 from .registry import KernelEntry
@@ -94,7 +94,7 @@ def guarantee(desc: MatmulDesc, config: Config) -> PrecisionGuarantee:
     out = torch.finfo(desc.dtype)
     relative = (1 + codec(desc.scheme.format, desc.dtype).error) / (1 - min(terms, 0.5)) - 1
     return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,
-                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, desc.k, "float32"))  # fmt: skip
 
 
 def bind(desc: MatmulDesc, config: Config, x, q, bias, residual, shape) -> BoundMatmul:

@@ -10,7 +10,7 @@ from ..kernels import dequantize_range, matmul_dx
 from ..kernels.decode_tile import LAYOUTS
 from ..kernels.split_k import workspace_size
 from . import frag_entry
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors
+from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
 from .descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc
 from .matmul_rules import split_ok
 from .registry import KernelEntry, accumulated, exact
@@ -128,11 +128,12 @@ def _rounded_weight(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> Pr
     """
     over = "n" if isinstance(desc, MatmulBackwardDesc) else "k"
     out = torch.finfo(desc.dtype)
-    terms = (getattr(desc, over) + 20) * 2.0**-23  # 16 more for a split sum
+    products = getattr(desc, over)
+    terms = (products + 20) * 2.0**-23  # 16 more for a split sum
     relative = (1 + out.eps / 2) * (1 + 2.0**-22) / (1 - min(terms, 0.5)) - 1
-    tiny = out.smallest_normal * out.eps
     return PrecisionGuarantee(math_precision=dtype_name(desc.dtype), accumulator="float32", bitwise=False, relative=relative,
-                              output_eps=out.eps / 2, output_tiny=tiny, weight_tiny=tiny, sums_over=over)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, products, "float32"),
+                              weight_tiny=out.smallest_normal * out.eps, sums_over=over)  # fmt: skip
 
 
 def _matmul_dx_guarantee(desc: MatmulBackwardDesc, config: Config) -> PrecisionGuarantee:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InvalidProblemError
-from .core import PrecisionGuarantee, expect_type
+from .core import PrecisionGuarantee, expect_type, underflow
 from .seed_base import SeedPlan, given_or_empty, implementation, one_of, positive_refusals, size, tensor_refusals
 
 _OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
@@ -129,7 +129,7 @@ class Nf4MatmulPlan(_Nf4Plan):
         unit = 2.0**-24
         return PrecisionGuarantee(
             math_precision="float32", accumulator="float32", bitwise=False, relative=(self.desc.k + 1) * unit,
-            output_eps=0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2,
+            output_eps=0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2, output_tiny=underflow(dtype, self.desc.k, "float32"),
         )  # fmt: skip
 
     def _shapes(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:

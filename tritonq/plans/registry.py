@@ -8,7 +8,7 @@ import torch
 
 from .. import reference
 from ..backend import current_device
-from .core import OK, PrecisionGuarantee, Status
+from .core import OK, PrecisionGuarantee, Status, underflow
 from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
 from .space import Config
 
@@ -83,11 +83,12 @@ def accumulated(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> Precis
     """
     unit = 2.0**-53 if desc.dtype == torch.float64 else 2.0**-24
     over = "n" if isinstance(desc, MatmulBackwardDesc) else "k"
-    terms = (getattr(desc, over) + 4) * unit
+    products = getattr(desc, over)
+    terms = (products + 4) * unit
     precision = "float64" if desc.dtype == torch.float64 else "float32"
     out = torch.finfo(desc.dtype)
     return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
-                              output_eps=out.eps / 2, output_tiny=out.smallest_normal * out.eps, sums_over=over)  # fmt: skip
+                              output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, products, precision), sums_over=over)  # fmt: skip
 
 
 def _always(desc: Desc) -> Status:
