@@ -12,7 +12,7 @@ from .plans.core import expect_dense, expect_type
 from .plans.descriptors import DequantizeDesc, QuantizeDesc
 from .plans.select import select
 from .qstack import QStack
-from .qtensor import QTensor
+from .qtensor import QTensor, expected_flat
 from .scheme import FLOAT_DTYPES, Scheme
 from .torch_ops import choose_product
 
@@ -50,9 +50,17 @@ def quantize(x: torch.Tensor, scheme: str | Scheme, *, layout: str = "row", g_id
     desc = QuantizeDesc.of(x, scheme, layout)
     order = None if g_idx is None else column_order(g_idx, desc.k, desc.scheme.group_size)
     if order is None:
-        return select(desc).run(x.detach())
+        return _quantize(x.detach(), desc)
     order = order.to(x.device)
-    return replace(select(desc).run(x.detach().index_select(1, order)), column_order=order)
+    return replace(_quantize(x.detach().index_select(1, order), desc), column_order=order)
+
+
+def _quantize(x: torch.Tensor, desc: QuantizeDesc) -> QTensor:
+    if not is_watched():
+        return select(desc).run(x)
+    tensors, form = torch.ops.tritonq.quantize(x, str(desc.scheme), desc.layout), (desc.scheme, (desc.n, desc.k), desc.dtype)
+    names = expected_flat(*form, desc.layout)
+    return QTensor(*form, layout=desc.layout, **dict(zip(names, tensors, strict=True)))
 
 
 def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:

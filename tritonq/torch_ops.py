@@ -7,10 +7,12 @@ without a weight, also for a symbolic number of rows.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import is_not
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from .backend import reshaped
 from .errors import InvalidProblemError
@@ -279,3 +281,10 @@ define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize
 differentiable("matmul", _keep_for_backward, _matmul_backward, _matmul_kernel)
 differentiable("grouped_matmul", _keep_for_grouped_backward, _grouped_backward)
 differentiable("matmul_dx", lambda ctx, inputs, output: _keep(ctx, inputs), _matmul_dx_backward)
+
+
+@register_flop_formula([_ops.matmul, _ops.matmul_dx, _ops.grouped_matmul])
+def _flops(x_shape, packed_shape, scale_shape, zero_point_shape, others_shapes, form, *_, **__) -> int:
+    """Of the product alone, as torch counts those of a Linear."""
+    n, k = parse_form(form)[1][-2:]
+    return 2 * math.prod(x_shape[:-1]) * n * k

@@ -188,6 +188,10 @@ def test_workspaces(stub) -> None:
                         (torch.empty(size, dtype=torch.uint8, device="meta"), "meta"), ("no", "Tensor")):  # fmt: skip
         with pytest.raises(InvalidProblemError, match=text):
             plan.run(x, q, workspace=wrong)
+    memory = torch.zeros(size + x.nbytes, dtype=torch.uint8)
+    inside = memory[size - 16 :][: x.nbytes].view(HALF).view(x.shape)
+    with pytest.raises(InvalidProblemError, match="workspace overlaps a tensor of shape"):
+        plan.run(inside, q, workspace=memory[:size])
     assert stub.launches == before
 
 

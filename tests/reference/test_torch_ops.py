@@ -4,7 +4,9 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import tritonq
 from tests.support.schemes import same_bits
@@ -208,3 +210,25 @@ def test_a_call_without_gradients_is_no_longer_than_one_in_inference_mode():
             finally:
                 sys.setprofile(None)
     assert functions[torch.no_grad] == functions[torch.enable_grad] == functions[torch.inference_mode]
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, 64), torch.randn(2, 5, 64), torch.randn(0, 64)])
+def test_flops_are_those_of_a_linear(x):
+    linear = torch.nn.Linear(64, 32, bias=False).requires_grad_(False)
+    q, counted = tritonq.quantize(linear.weight.detach(), "int4.g32"), []
+    for product in (linear, lambda x: tritonq.matmul(x, q)):
+        with FlopCounterMode(display=False) as forward:
+            product(x)
+        with FlopCounterMode(display=False) as both:
+            product((x * 1).requires_grad_()).sum().backward()
+        counted.append((forward.get_total_flops(), both.get_total_flops()))
+    assert counted[0] == (2 * x.numel() * 32, counted[1][1]) and counted[1][0] == counted[0][0]
+
+
+def test_quantize_among_fake_tensors():
+    for scheme, layout in (("int4.g64", "row"), ("nf4.dq", "row"), ("nvfp4", "row"), ("uint4.g32.fz", "frag"), ("int3.g40", "ksplit")):
+        want = tritonq.quantize(torch.randn(96, 256), scheme, layout=layout)
+        with FakeTensorMode():
+            q = tritonq.quantize(torch.randn(96, 256), scheme, layout=layout)
+            assert tritonq.matmul(torch.randn(2, 256), q).shape == (2, 96)
+        assert q.form == want.form and [(t.shape, t.dtype) for t in q.flat()] == [(t.shape, t.dtype) for t in want.flat()]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..formats import Format
 from ..formats.packing import unpack_row
+from ..kept import kept
 from ..scheme import Scheme
 from . import frag_codes
 from .by_group import groups_among, refuses_scales, turned, turned_back, up
@@ -37,6 +38,7 @@ def wide(scheme: Scheme, shape: tuple[int, int]) -> int:
     return up(shape[1], frag_codes.k_multiple(scheme.format))
 
 
+@kept
 def marks_rows(fmt: Format) -> bool:
     """Whether codes may be NaN or Inf, which moving bits does not give.
 

@@ -62,7 +62,7 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
     product = _look_up(owner, choose, x, q, bias, residual)
     if product is not None:
         if workspace is not None:
-            product.plan.check_workspace(workspace, x.device)
+            product.plan.check_workspace(workspace, x, q, bias, residual)
         q._products.setdefault(owner, Latest()).put(product, x, bias, residual, workspace)
     return product
 
@@ -71,7 +71,7 @@ def made(owner, choose: Callable, x, q, bias, residual, workspace=None) -> Produ
     """As :func:`find`, and nothing is kept."""
     product = Product(choose(owner, x, q, bias, residual), x, q, bias, residual)
     if workspace is not None:
-        product.plan.check_workspace(workspace, x.device)
+        product.plan.check_workspace(workspace, x, q, bias, residual)
     return product
 
 
@@ -166,7 +166,7 @@ class Product:
     def _run(self, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
              workspace: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
         if workspace is not None:
-            self.plan.check_workspace(workspace, x.device)
+            self.plan.check_workspace(workspace, x, q, bias, residual)
         matrix, added = self._matrices(x, q, residual)
         return reshaped(self.kernel.run(matrix, q, bias, added, workspace), self.shape)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -214,16 +215,27 @@ class PlanPreference:
     deterministic: bool = True
 
 
-def check_workspace(workspace: torch.Tensor, needed: int, what: object, device: torch.device) -> None:
-    """Refuse a workspace that cannot be used on ``device`` or has fewer than the ``needed`` bytes of ``what``."""
+def check_workspace(workspace: torch.Tensor, needed: int, what: object, operands: Sequence[torch.Tensor]) -> None:
+    """Refuse a workspace that cannot be used with these ``operands`` or has fewer than the ``needed`` bytes of ``what``."""
     if expect_dense(workspace, "workspace").nbytes < needed:
         raise WorkspaceTooSmallError(needed, workspace.nbytes, str(what))
     if not needed:
         return
-    if workspace.device != device:
-        raise InvalidProblemError(f"workspace must be on {device}, where the tensors are, got {workspace.device}")
+    if workspace.device != operands[0].device:
+        raise InvalidProblemError(f"workspace must be on {operands[0].device}, where the tensors are, got {workspace.device}")
     if workspace.data_ptr() % 16 or not workspace.is_contiguous():
         raise InvalidProblemError("workspace must be contiguous and start at a multiple of 16 bytes; torch.empty gives one that does")
+    first, last = _memory(workspace)
+    for tensor in operands:
+        start, end = _memory(tensor)
+        if tensor.numel() and start < last and first < end:
+            raise InvalidProblemError(f"workspace overlaps a tensor of shape {tuple(tensor.shape)} that is read; give it memory of its own")
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first address of its elements and the one behind the last."""
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.itemsize
 
 
 def expect_type(value, kind: type | tuple[type, ...], name: str):

@@ -173,11 +173,11 @@ class SeedPlan:
         status = self.can_implement(args)
         if not status:
             raise InvalidProblemError(f"{type(self).__name__} cannot run: {status.reason}")
-        device = next(value.device for value in vars(args).values() if isinstance(value, torch.Tensor))
+        tensors = [value for value in vars(args).values() if isinstance(value, torch.Tensor)]
         if workspace is not None:
-            check_workspace(workspace, self.workspace_size(), type(self).__name__, device)
+            check_workspace(workspace, self.workspace_size(), type(self).__name__, tensors)
         on_stream = torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()
-        with torch.no_grad(), current_device(device), on_stream:
+        with torch.no_grad(), current_device(tensors[0].device), on_stream:
             return self._execute(args, workspace)
 
     @property

@@ -70,7 +70,7 @@ class Plan:
         """
         self._expect(*tensors)
         if workspace is not None:
-            self.check_workspace(workspace, tensors[0].device)
+            self.check_workspace(workspace, *tensors)
         with current_device(tensors[0].device):
             if isinstance(self.desc, MatmulBackwardDesc):
                 dy, q = tensors
@@ -86,9 +86,10 @@ class Plan:
         if not (status := self.can_implement(*tensors, **epilogue)):
             raise InvalidProblemError(status.reason)
 
-    def check_workspace(self, workspace: torch.Tensor, device: torch.device) -> None:
-        """Refuse one that :meth:`run` on that device could not use."""
-        check_workspace(workspace, self.workspace_size(), self.desc, device)
+    def check_workspace(self, workspace: torch.Tensor, *operands: torch.Tensor | QTensor | None) -> None:
+        """Refuse one that :meth:`run` could not use with these."""
+        tensors = [tensor for one in operands for tensor in (one.flat() if isinstance(one, QTensor) else [one]) if tensor is not None]
+        check_workspace(workspace, self.workspace_size(), self.desc, tensors)
 
     def _describe(self, *tensors, **epilogue) -> Desc:
         want = 2 if isinstance(self.desc, MatmulDesc | MatmulBackwardDesc) else 1
