@@ -241,8 +241,8 @@ kernel needs a line there; without one the lint says so.
 
 **The yardstick** (`peer_style`) is an int4 matmul in the usual manner: words of eight k, a pointer per element, shift, mask, conversion
 and scale per element, the weight as the right operand through shared memory. `RATIOS` in `benchmarks/codegen_cases.py` says how many
-times fewer instructions int4 must take: 4 with a tile of 8 rows of x, where the loop is at its shortest. A tile of 16 adds products to both,
-and there it takes 3.86 times fewer, short of 4.
+times fewer instructions int4 must take: 4 with a tile of 8 rows of x, where the loop is at its shortest. A tile of 16 adds products to
+both, and there it takes 3.86 times fewer, short of 4.
 """
 
 

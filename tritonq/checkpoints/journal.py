@@ -61,7 +61,8 @@ class Journal:
         return journal
 
     def rows(self, name: str) -> list[dict] | None:
-        """The report rows of output file ``name`` if it is finished and still what was written, else None."""
+        """The report rows of output file ``name`` if it is finished and has the size and header that it was written with, else
+        None. Its data is not read again; ``tritonq verify --against`` does."""
         record = self.finished.get(name)
         path = self.folder / name
         if not isinstance(record, dict) or not path.is_file() or path.stat().st_size != record.get("size"):

@@ -103,7 +103,7 @@ def _measured(args) -> Results:
         _head(results)
     left_out: list[str] = []
     try:
-        with progress("bench", show=True, with_pipes=True) as advance:
+        with progress("bench", show=True) as advance:
             left_out = run_suites(work, results, minutes=args.minutes, show=show, save=save, progress=advance)
     except KeyboardInterrupt:
         _tell(f"stopped after {len(results.rows)} rows, which are kept")

@@ -11,7 +11,7 @@ from ..plans.core import Target
 from ..plans.descriptors import MatmulDesc
 from ..plans.select import explain
 from ..scheme import Scheme
-from .output import print_json, say, table
+from .output import print_json, progress, say, table
 from .parser import UsageError, add_json, count
 
 DTYPES = {"fp16": torch.float16, "float16": torch.float16, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
@@ -42,7 +42,7 @@ def run(args) -> int:
         raise UsageError(reason)
     first = MatmulDesc(m=args.m, n=args.n, k=args.k, dtype=dtype, scheme=scheme, target=targets[0], source_dtype=dtype, layout=args.layout)
     descs = [replace(first, target=target) for target in targets]
-    rows = _compiled(descs) if args.codegen else []
+    rows = _compiled(descs, show=not args.json) if args.codegen else []
     violations = [violation for row in rows for violation in row.violations()]  # reads the code, which a tool may refuse: before printing
     if args.json:
         told = [[line.strip() for line in explain(desc).splitlines()] for desc in descs]
@@ -55,10 +55,15 @@ def run(args) -> int:
     return 1 if violations else 0
 
 
-def _compiled(descs: list[MatmulDesc]) -> list:
+def _compiled(descs: list[MatmulDesc], *, show: bool) -> list:
     from ..codegen import examine
 
-    return [row for desc in descs for row in examine(desc)]
+    rows = []
+    with progress("compiling", show=show) as advance:
+        for done, desc in enumerate(descs):
+            advance(done, len(descs), str(desc.target))
+            rows += examine(desc)
+    return rows
 
 
 def _print(rows: list, violations: list) -> None:

@@ -99,17 +99,16 @@ def quality_table(title: str, rows: list[dict]) -> None:
 
 
 @contextmanager
-def progress(title: str, *, show: bool, with_pipes: bool = False) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or the output is no terminal.
+def progress(title: str, *, show: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, as ``advance(done, total, name)``; nothing where ``show`` is False or stderr is no terminal.
 
-    ``with_pipes``: also where stdout goes elsewhere, which then holds nothing of the bar.
+    Stdout may go elsewhere; it holds nothing of the bar.
     """
-    piped = not sys.stdout.isatty()
-    if not (show and sys.stderr.isatty() and (with_pipes or not piped)):
+    if not (show and sys.stderr.isatty()):
         yield lambda *_: None
         return
     texts = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[name]}")]
     columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn(), texts[2])
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=not piped) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task(title, total=None, name="")
         yield lambda done, total, name: bar.update(task, completed=done, total=total, name=name)

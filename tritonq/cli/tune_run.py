@@ -71,7 +71,7 @@ def _tune(todo, planner, head: dict, args, target: Target, machine: Machine | No
     def report() -> dict:
         return head | {"measured": engine.measures, "folder": str(store.folder), "results": [plain_result(r) for r in results]}
 
-    with progress("tuning", show=not args.json, with_pipes=True) as advance:
+    with progress("tuning", show=not args.json) as advance:
 
         def begin(problem, done: int, total: int) -> None:
             advance(done, total, problem.name)

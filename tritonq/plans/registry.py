@@ -99,14 +99,18 @@ def _everywhere(desc: Desc) -> bool:
     return True
 
 
+def _reference_matmul(desc, config, workspace, x, q, bias, residual):
+    with torch.no_grad():  # as a kernel: what has gradients is the operator
+        return reference.matmul(x, q, bias, desc.activation, residual)
+
+
 REFERENCE = {
     "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
                             launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
     "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=_everywhere,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
     "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=_everywhere,
-                          launch=lambda desc, config, workspace, x, q, bias, residual:
-                              reference.matmul(x, q, bias, desc.activation, residual)),
+                          launch=_reference_matmul),
     "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
                                    launch=lambda desc, config, workspace, dy, q: reference.matmul_backward(dy, q)),
 }  # fmt: skip
