@@ -208,6 +208,8 @@ def test_plan_zero_params():
         (lambda: plan_sharding(10, "int8", []), "at least one DeviceProfile"),
         (lambda: plan_sharding(10, "int8", ["cuda"]), "at least one DeviceProfile"),
         (lambda: plan_sharding(10, "int8", gpus(1), num_layers=0), "num_layers must be a whole number >= 1, got 0"),
+        (lambda: plan_sharding(12 * 10**9, "int8", gpus(8, 8), nvswitch="no"), "nvswitch must be a bool, got str 'no'"),
+        (lambda: DeviceProfile(name=5, kind="cuda", memory=1), "the name of a device must be a str, got int 5"),
         (lambda: DeviceProfile(name="x", kind="gpu9", memory=1), "unknown kind 'gpu9'; known: cpu, cuda"),
         (lambda: DeviceProfile(name="x", kind="cuda", memory="much"), "cannot read 'much' as a number of bytes"),
         (lambda: DeviceProfile(name="x", kind="tpu_v4", memory=1, chips=0), "at least 1 chip, got 0"),
