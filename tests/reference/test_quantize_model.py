@@ -225,6 +225,20 @@ def test_globs_are_a_list(option):
         tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), "int8", **{option: "0.weight"})
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options", "text"),
+    [
+        ("int4", {"filter_fn": 5}, r"filter_fn must be a function \(module, name\) -> bool or None, got int 5"),
+        ({3: "int4"}, {}, "a dict of schemes takes globs, text such as '.*', got int 3"),
+        ("int4", {"include": 5}, "include takes globs, text such as '.*', got int 5"),
+        ("int4", {"exclude": [None]}, "exclude takes globs, text such as '.*', got NoneType None"),
+    ],
+)
+def test_arguments_of_another_type(scheme, options, text):
+    with pytest.raises(InvalidProblemError, match=text):
+        tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), scheme, **options)
+
+
 def test_a_glob_that_matches_nothing():
     with pytest.raises(InvalidProblemError, match="matches none"):
         tritonq.quantize_(decoder(), {"*.gate.*": "int8"})
