@@ -158,8 +158,9 @@ def test_plan_two_devices():
 
 def test_plan_interconnect():
     devices = gpus(8, 8)
-    assert plan_sharding(7 * 10**9, "fp16", devices, nvswitch=True).strategy == ShardingStrategy.tensor(2)
-    assert plan_sharding(7 * 10**9, "fp16", devices, bandwidth_gbps=300).strategy == ShardingStrategy.tensor(2)
+    for links, bonus in (({"nvswitch": True}, 1.8), ({"bandwidth_gbps": 300}, 1.8), ({"bandwidth_gbps": 120}, 1.6)):
+        fast = plan_sharding(7 * 10**9, "fp16", devices, **links)
+        assert fast.strategy == ShardingStrategy.tensor(2) and fast.estimated_tokens_per_sec == pytest.approx(20 * 2 * 2 / 7 * bonus)
     slow = plan_sharding(7 * 10**9, "fp16", devices, bandwidth_gbps=50)
     assert slow.strategy == ShardingStrategy.pipeline(2) and slow.estimated_tokens_per_sec == pytest.approx(20 * 2 * 2 / 7 * 0.85)
 
@@ -175,6 +176,13 @@ def test_plan_tpu_chips():
     assert plan.fits  # one device holds it
     plan = plan_sharding(70 * 10**9, "bf16", gpus(100, 100, kind="tpu_v5p", chips=4))
     assert plan.strategy == ShardingStrategy.tensor(8) and {s.memory_bytes for s in plan.shards} == {21 * 10**9}
+    assert plan.estimated_tokens_per_sec == pytest.approx(35 * 8 * 2 / 70 * 2)
+
+
+def test_stages_follow_the_numa_nodes():
+    devices = [DeviceProfile(name=f"node {node}", kind="cuda", memory="8GiB", numa_node=node) for node in (None, 2, 0, 1)]
+    plan = plan_sharding(12 * 10**9, "fp16", devices)
+    assert [s.device for s in plan.shards] == ["node 0", "node 1", "node 2", "node None"]
 
 
 def test_plan_never_has_more_stages_than_layers():

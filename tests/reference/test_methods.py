@@ -83,6 +83,12 @@ def test_ties_follow_the_rounding(method: M, bits: int) -> None:
             assert q.codes().flatten().tolist()[6:9] == [-t for t in ties]
 
 
+@pytest.mark.parametrize(("rounding", "zero_point"), [("half_even", 2), ("half_away", 3)])
+def test_the_zero_point_of_uint4_follows_the_rounding(rounding: str, zero_point: int) -> None:
+    _, params = tritonq.quantize_matrix(torch.tensor([[-2.5, 12.5]]), 4, M.UINT4, rounding)
+    assert (params.scale, params.zero_point) == (1.0, zero_point)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_zero_decodes_to_zero(method: M) -> None:
     """For UNIFORM and its kin only where the data hold the zero as their least value: it is no code otherwise."""

@@ -9,6 +9,7 @@ from torch import nn
 
 import tritonq
 from tests.support.schemes import same_bits
+from tritonq.checkpoints.rules import keep_reason
 from tritonq.errors import InvalidProblemError
 from tritonq.nn import QuantEmbedding, QuantLinear
 
@@ -217,6 +218,19 @@ def test_a_head_tied_to_a_subclass_of_embedding_is_kept():
     assert [one.name for one in report.quantized] == ["other.weight"]
     sizes = {one.name: one.bytes_before for one in report.decided}
     assert sizes["table.weight"] == 4 * 96 * 64 and sizes["head.weight"] == 0, "tied: counted once"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit.embeddings.cls_token", "learned token or state"),
+        ("decoder.mask_token", "learned token or state"),
+        ("layers.0.mixer.A_log", "learned token or state"),
+        ("layers.0.token.weight", None),
+    ],
+)
+def test_learned_tokens_and_states_are_kept(name, reason):
+    assert keep_reason(name, (64, 768)) == reason
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
