@@ -34,6 +34,8 @@ class DeviceProfile:
     numa_node: int | None = None
 
     def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise InvalidProblemError(f"the name of a device must be a str, got {type(self.name).__name__} {self.name!r}"[:200])
         if not isinstance(self.kind, str) or self.kind not in DEVICE_KINDS:
             raise InvalidProblemError(f"device {self.name!r} has unknown kind {self.kind!r}; known: {', '.join(DEVICE_KINDS)}")
         if isinstance(self.chips, bool) or not isinstance(self.chips, int) or self.chips < 1:

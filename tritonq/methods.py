@@ -20,6 +20,7 @@ The affine code is ``clamp(round(x / scale) + zero_point)``. Bits are 2 to 8; co
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -123,7 +124,8 @@ class QuantizationParams:
         channel_scales, channel_zero_points: one per column for per-channel methods, else None.
 
     Raises:
-        InvalidProblemError: a field of the wrong type, a scale that is not finite and positive, channel lists of different lengths.
+        InvalidProblemError: a field of the wrong type, bits that the method does not have, a scale that is not finite and positive, a range
+            that is not finite, channel lists of different lengths.
     """
 
     bits: int
@@ -152,14 +154,24 @@ class QuantizationParams:
             counts = f"{len(scales)} channel_scales and {len(self.channel_zero_points)} channel_zero_points"
             raise InvalidProblemError(f"{counts} do not belong together; give one of each per column")
         for scale in (self.scale, *scales):
-            if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
-                raise InvalidProblemError(f"a scale must be finite and positive, got {scale!r}")
+            if not (_is_finite(scale) and scale > 0):
+                raise InvalidProblemError(f"a scale must be finite and positive, got {scale!r}"[:200])
+        for name in ("min_val", "max_val"):
+            if not _is_finite(value := getattr(self, name)):
+                raise InvalidProblemError(f"{name} must be finite, got {value!r}"[:200])
+        if self.bits != (width := self.method.code_bits(self.bits)):
+            raise InvalidProblemError(f"codes of {self.method.name} have {width} bits, got bits={self.bits}"[:200])
 
 
 _FIELD_TYPES = {
     "bits": int, "scale": (int, float), "zero_point": int, "min_val": (int, float), "max_val": (int, float),
     "method": QuantizationMethod, "data_type": QuantizedDataType,
 }  # fmt: skip
+
+
+def _is_finite(value) -> bool:
+    """Whether it is a number that a float holds; integers have no end, and ``math.isfinite`` raises for the large ones."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _words(kinds: type | tuple[type, ...]) -> str:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from .devices import DEVICE_KINDS, DeviceProfile, ModelShard, ShardingKind, ShardingPlan, ShardingStrategy
 from .errors import InvalidProblemError
 from .levels import QuantizationLevel
+from .plans.core import expect_type
 from .scheme import Scheme
 from .sizes import format_bytes, parse_bytes
 
@@ -107,6 +108,7 @@ def plan_sharding(
     known = isinstance(bandwidth_gbps, (int, float)) and not isinstance(bandwidth_gbps, bool)
     if bandwidth_gbps is not None and not (known and bandwidth_gbps >= 0):
         raise InvalidProblemError(f"bandwidth_gbps must be a number >= 0 or None, got {bandwidth_gbps!r}")
+    expect_type(nvswitch, bool, "nvswitch")
     layers = num_layers if num_layers is not None else max(1, params // PARAMS_PER_LAYER)
     if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
         raise InvalidProblemError(f"num_layers must be a whole number >= 1, got {num_layers!r}")

@@ -11,7 +11,7 @@ import torch
 
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, checked_device, expected_flat, operands, parse_form, reduce
+from .qtensor import QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -152,7 +152,7 @@ class QStack:
     @classmethod
     def from_flat(cls, tensors: list[torch.Tensor], form: str) -> QStack:
         """The inverse of :meth:`flat`; the same object where it is alive."""
-        alive = _alive.get((form, *map(id, tensors)))
+        alive = _alive.get(flat_key(tensors, form))
         if alive is not None:
             return alive
         scheme, shape, dtype, layout, _ = parse_form(form)

@@ -11,7 +11,7 @@ import torch
 from .act_order import check_order, column_order, inverse
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
-from .formats.packing import pack_row, unpack_row
+from .formats.packing import computable, pack_row, unpack_row
 from .layouts import get_layout
 from .layouts.core import Expected
 from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
@@ -264,7 +264,7 @@ class QTensor:
             >>> tritonq.QTensor.from_flat(q.flat(), q.form) is q
             True
         """
-        if (alive := _alive.get((form, *map(id, tensors)))) is not None:
+        if (alive := _alive.get(flat_key(tensors, form))) is not None:
             _of_packed[id(alive.packed)] = alive
             return alive
         scheme, shape, dtype, layout, act_order = parse_form(form)
@@ -344,6 +344,7 @@ class QTensor:
             got = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
             raise InvalidProblemError(f"codes must be an integer tensor [N, K], got {got}")
         low, high = fmt.code_range
+        codes = computable(codes)
         if codes.numel() and not low <= int(codes.min()) <= int(codes.max()) <= high:
             raise InvalidProblemError(f"codes of {fmt.name} must be in {low}..{high}, got {int(codes.min())}..{int(codes.max())}")
         shape = tuple(codes.shape)
@@ -374,6 +375,13 @@ def checked_device(device: torch.device | str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
     return device
+
+
+def flat_key(tensors: list[torch.Tensor], form: str) -> tuple:
+    """Under which what ``from_flat`` makes is found while it is alive."""
+    if not isinstance(tensors, list | tuple):
+        raise InvalidProblemError(f"from_flat takes a list of tensors, what flat() gives; got {type(tensors).__name__} {tensors!r}"[:300])
+    return form if isinstance(form, str) else None, *map(id, tensors)  # None is never alive; parse_form says what a form is
 
 
 def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bool]:

@@ -108,6 +108,12 @@ def test_what_cannot_be_saved(tmp_path, value, text):
         tritonq.save(value, tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("call", [lambda path: tritonq.save({}, path), tritonq.load])
+def test_a_path_with_a_zero_byte(call):
+    with pytest.raises(InvalidProblemError, match="a path must hold no zero byte"):
+        call("a\0b")
+
+
 def test_names_that_clash(tmp_path):
     q = tritonq.quantize(torch.randn(2, 64), "nf4")
     for named in ({"w": q, "w_scale": torch.zeros(1)}, {"w_scale": torch.zeros(1), "w": q}):

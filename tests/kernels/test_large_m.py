@@ -166,7 +166,7 @@ def test_gradients_reach_x_bias_and_residual(activation, layout, device):
     got = torch.autograd.grad(tritonq.matmul(x, q, bias, activation, residual).square().sum(), (x, bias, residual))
     y = F.linear(x, reference.dequantize(q, torch.float32), bias)
     y = (reference.matrix.ACTIVATIONS[activation](y) if activation else y) + residual
-    for ours, theirs in zip(got, torch.autograd.grad(y.square().sum(), (x, bias, residual))):
+    for ours, theirs in zip(got, torch.autograd.grad(y.square().sum(), (x, bias, residual)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tests.support.surroundings import default_dtype
 from tritonq import Scheme, reference
 from tritonq.layouts import LAYOUTS
@@ -17,7 +17,7 @@ def test_a_default_dtype(device, default, scheme):
         want = reference.quantize(w, Scheme.parse(scheme))
         with default_dtype(default):
             got = tritonq.quantize(w, scheme)
-            assert all(map(same_bits, got.flat(), want.flat()))
+            assert same_tensors(got.flat(), want.flat())
             assert same_bits(got.relayout("frag").dequantize(), reference.dequantize(want, dtype))
 
 

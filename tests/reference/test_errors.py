@@ -11,6 +11,8 @@ from tritonq.errors import InvalidProblemError, UnsupportedError, WorkspaceTooSm
 X = torch.randn(2, 64)
 Q = quantize(torch.randn(4, 64), "int4.g32")
 INT4 = QuantizeDesc.of(X, "int4")
+PRODUCT = MatmulDesc.of(X, Q)
+GUARANTEE = select(PRODUCT).precision_guarantee()
 
 
 def change(**fields) -> QuantizeDesc:
@@ -56,11 +58,25 @@ REFUSED = {
     "backend": (lambda: tritonq.backend("gpu9"), "device must name a torch device such as 'cpu' or 'cuda:0', got 'gpu9'"),
     "select nothing": (lambda: select(None), "or MatmulDesc or MatmulBackwardDesc, got NoneType None"),
     "preference": (lambda: select(INT4, pref="fast"), "pref must be a PlanPreference, got str 'fast'"),
+    "falsy preference": (lambda: select(INT4, pref=0), "pref must be a PlanPreference, got int 0"),
+    "tensor as preference": (lambda: select(INT4, pref=torch.ones(2)), "pref must be a PlanPreference, got Tensor of shape (2,)"),
+    "workspace limit": (lambda: PlanPreference(max_workspace_bytes="1GiB"), "max_workspace_bytes must be an int, got str '1GiB'"),
+    "kernel by number": (lambda: PlanPreference(prefer_kernel=3), "prefer_kernel must be a str or None, got int 3"),
+    "explain falsy": (lambda: tritonq.explain(INT4, pref=0), "pref must be a PlanPreference, got int 0"),
     "explain preference": (lambda: tritonq.explain(INT4, pref=3), "pref must be a PlanPreference, got int 3"),
     "negative size": (lambda: select(change(n=-1)), "n=-1 is not in 0.."),
     "huge size": (lambda: select(change(k=2**40)), f"k={2**40} is not in 0.."),
     "text size": (lambda: select(change(n="1")), "n='1' is not a whole number"),
     "fraction": (lambda: select(change(n=1.5)), "n=1.5 is not a whole number"),
+    "target text": (lambda: select(dataclasses.replace(PRODUCT, target="cpu")), "target must be a Target, got str 'cpu'"),
+    "desc without scheme": (lambda: select(dataclasses.replace(PRODUCT, scheme=None)), "scheme must be a Scheme, got NoneType None"),
+    "dtype text": (lambda: select(change(dtype="float16")), "dtype must be a dtype, got str 'float16'"),
+    "explain flag": (lambda: tritonq.explain(dataclasses.replace(PRODUCT, act_order="x")), "act_order must be a bool, got str 'x'"),
+    "bound of a tensor": (lambda: GUARANTEE.bound(X, X), "q must be a QTensor, got Tensor of shape (2, 64)"),
+    "bound of K": (lambda: GUARANTEE.bound(X[:, :5], Q), "x has shape (2, 5); its last dimension must be K=64 of the weight"),
+    "bound of N": (lambda: dataclasses.replace(GUARANTEE, sums_over="n").bound(X, Q), "its last dimension must be N=4"),
+    "bound of bias": (lambda: GUARANTEE.bound(X, Q, torch.ones(5)), "bias must have shape (4,), got (5,)"),
+    "bound of activation": (lambda: GUARANTEE.bound(X, Q, activation="swish"), "unknown activation 'swish'"),
     "other shape": (lambda: select(INT4).run(torch.randn(3, 64)), "the plan is for quantize(n=2, k=64, int4, float32"),
     "too many": (lambda: select(INT4).run(X, X), "takes 1 positional tensors, got 2"),
     "too few": (lambda: select(MatmulDesc.of(X, Q)).run(X), "takes 2 positional tensors, got 1"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantExperts, QuantLinear
 from tritonq.nn.experts import quantize_stack
@@ -38,7 +38,7 @@ def test_a_stack_is_its_matrices(layout, scheme):
         assert same_bits(one.dequantize(), tritonq.quantize(expert, scheme).dequantize()) and one.layout == layout
         assert one.packed.untyped_storage().data_ptr() == turned.packed.untyped_storage().data_ptr(), "a view"
     back = turned.relayout("row")
-    assert all(map(same_bits, back.flat(), stack.flat())) and all(map(same_bits, back.matrix().flat(), stack.matrix().flat()))
+    assert same_tensors(back.flat(), stack.flat()) and same_tensors(back.matrix().flat(), stack.matrix().flat())
     assert tritonq.QStack.from_flat(turned.flat(), turned.form) is turned
 
 
@@ -143,7 +143,7 @@ def test_experts_are_a_module(tmp_path):
     empty.load_state_dict(layer.state_dict(), assign=True)
     turned = experts("uint4.g32", layout="frag")
     assert turned.gate_up_proj.shape != layer.gate_up_proj.shape
-    assert all(map(same_bits, turned.state_dict().values(), layer.state_dict().values()))
+    assert same_tensors(turned.state_dict().values(), layer.state_dict().values())
     for one in (copy.deepcopy(layer), torch.load(file, weights_only=False), other, empty, copy.deepcopy(layer).half().float()):
         assert same_bits(one(x, INDEX, SHARES), y) and str(one) == str(layer)
     assert set(layer.state_dict()) == {f"{n}{s}" for n in ("gate_up_proj", "down_proj") for s in ("", "_scale", "_zero_point")}

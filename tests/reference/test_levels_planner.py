@@ -158,8 +158,9 @@ def test_plan_two_devices():
 
 def test_plan_interconnect():
     devices = gpus(8, 8)
-    assert plan_sharding(7 * 10**9, "fp16", devices, nvswitch=True).strategy == ShardingStrategy.tensor(2)
-    assert plan_sharding(7 * 10**9, "fp16", devices, bandwidth_gbps=300).strategy == ShardingStrategy.tensor(2)
+    for links, bonus in (({"nvswitch": True}, 1.8), ({"bandwidth_gbps": 300}, 1.8), ({"bandwidth_gbps": 120}, 1.6)):
+        fast = plan_sharding(7 * 10**9, "fp16", devices, **links)
+        assert fast.strategy == ShardingStrategy.tensor(2) and fast.estimated_tokens_per_sec == pytest.approx(20 * 2 * 2 / 7 * bonus)
     slow = plan_sharding(7 * 10**9, "fp16", devices, bandwidth_gbps=50)
     assert slow.strategy == ShardingStrategy.pipeline(2) and slow.estimated_tokens_per_sec == pytest.approx(20 * 2 * 2 / 7 * 0.85)
 
@@ -175,6 +176,13 @@ def test_plan_tpu_chips():
     assert plan.fits  # one device holds it
     plan = plan_sharding(70 * 10**9, "bf16", gpus(100, 100, kind="tpu_v5p", chips=4))
     assert plan.strategy == ShardingStrategy.tensor(8) and {s.memory_bytes for s in plan.shards} == {21 * 10**9}
+    assert plan.estimated_tokens_per_sec == pytest.approx(35 * 8 * 2 / 70 * 2)
+
+
+def test_stages_follow_the_numa_nodes():
+    devices = [DeviceProfile(name=f"node {node}", kind="cuda", memory="8GiB", numa_node=node) for node in (None, 2, 0, 1)]
+    plan = plan_sharding(12 * 10**9, "fp16", devices)
+    assert [s.device for s in plan.shards] == ["node 0", "node 1", "node 2", "node None"]
 
 
 def test_plan_never_has_more_stages_than_layers():
@@ -208,6 +216,8 @@ def test_plan_zero_params():
         (lambda: plan_sharding(10, "int8", []), "at least one DeviceProfile"),
         (lambda: plan_sharding(10, "int8", ["cuda"]), "at least one DeviceProfile"),
         (lambda: plan_sharding(10, "int8", gpus(1), num_layers=0), "num_layers must be a whole number >= 1, got 0"),
+        (lambda: plan_sharding(12 * 10**9, "int8", gpus(8, 8), nvswitch="no"), "nvswitch must be a bool, got str 'no'"),
+        (lambda: DeviceProfile(name=5, kind="cuda", memory=1), "the name of a device must be a str, got int 5"),
         (lambda: DeviceProfile(name="x", kind="gpu9", memory=1), "unknown kind 'gpu9'; known: cpu, cuda"),
         (lambda: DeviceProfile(name="x", kind="cuda", memory="much"), "cannot read 'much' as a number of bytes"),
         (lambda: DeviceProfile(name="x", kind="tpu_v4", memory=1, chips=0), "at least 1 chip, got 0"),

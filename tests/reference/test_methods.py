@@ -83,6 +83,12 @@ def test_ties_follow_the_rounding(method: M, bits: int) -> None:
             assert q.codes().flatten().tolist()[6:9] == [-t for t in ties]
 
 
+@pytest.mark.parametrize(("rounding", "zero_point"), [("half_even", 2), ("half_away", 3)])
+def test_the_zero_point_of_uint4_follows_the_rounding(rounding: str, zero_point: int) -> None:
+    _, params = tritonq.quantize_matrix(torch.tensor([[-2.5, 12.5]]), 4, M.UINT4, rounding)
+    assert (params.scale, params.zero_point) == (1.0, zero_point)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_zero_decodes_to_zero(method: M) -> None:
     """For UNIFORM and its kin only where the data hold the zero as their least value: it is no code otherwise."""
@@ -386,7 +392,9 @@ X = torch.randn(2, 3)
         (lambda: tritonq.fake_quantize(X[None], 8, M.AFFINE), r"got shape \(1, 2, 3\)"),
         (lambda: tritonq.fake_quantize(X[0], 8, M.PER_CHANNEL_SYMMETRIC), "one per element; use SYMMETRIC"),
         (lambda: tritonq.fake_quantize(X, 12, M.AFFINE), "no codes of 12 bits"),
-        (lambda: tritonq.find_min_max(X.int()), "floating-point tensor, got torch.int32"),
+        (lambda: tritonq.find_min_max(X.int()), "x must be float16, bfloat16, float32 or float64, got torch.int32"),
+        (lambda: tritonq.find_min_max(X.to(torch.float8_e4m3fn)), r"got torch.float8_e4m3fn; convert it with .float\(\)"),
+        (lambda: tritonq.find_min_max(X.to("meta")), "x must be a dense tensor with data, got a meta tensor"),
         (lambda: tritonq.find_min_max(3.0), "x must be a Tensor, got float"),
         (lambda: tritonq.create_params_from_range(8, 2.0, 1.0, symmetric=True), "min_val=2.0 is greater than max_val=1.0"),
         (lambda: tritonq.create_params_from_range(8, math.nan, 1.0, symmetric=True), "min_val must be finite, got nan"),
@@ -457,6 +465,11 @@ def test_parameters_of_another_call_are_refused(method: M) -> None:
         ({"scale": "1"}, "scale must be int or float, got str '1'"),
         ({"zero_point": 1.0}, "zero_point must be int, got float 1.0"),
         ({"bits": True}, "bits must be int, got bool True"),
+        ({"scale": 10**400}, "a scale must be finite and positive, got 1000"),
+        ({"min_val": math.nan}, "min_val must be finite, got nan"),
+        ({"max_val": 10**400}, "max_val must be finite, got 1000"),
+        ({"bits": -1}, "AFFINE has no codes of -1 bits"),
+        ({"bits": 8, "method": M.INT4}, "codes of INT4 have 4 bits, got bits=8"),
         ({"method": "AFFINE"}, "method must be QuantizationMethod, got str"),
         ({"data_type": "INT8"}, "data_type must be QuantizedDataType, got str"),
         ({"channel_scales": (1.0,)}, "channel_scales of AFFINE must be None"),

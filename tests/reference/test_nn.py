@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonq
-from tests.support.schemes import SCHEMES, same_bits
+from tests.support.schemes import SCHEMES, same_bits, same_tensors
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantEmbedding, QuantLinear
 
@@ -50,7 +50,7 @@ def test_state_dict_is_the_same_in_every_layout():
         other = linear(layout=name)
         assert other.qtensor.layout == name and other.weight.shape != row.weight.shape
         mine, theirs = row.state_dict(), other.state_dict()
-        assert list(mine) == list(theirs) and all(map(same_bits, mine.values(), theirs.values()))
+        assert list(mine) == list(theirs) and same_tensors(mine.values(), theirs.values())
         other.load_state_dict(mine)
         assert other.qtensor.layout == name and same_bits(other.qtensor.dequantize(), row.qtensor.dequantize())
 
@@ -227,7 +227,7 @@ def test_adapters_learn_around_a_frozen_weight():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(map(same_bits, codes, [m.weight for m in model.modules() if isinstance(m, QuantLinear)]))
+    assert same_tensors(codes, [m.weight for m in model.modules() if isinstance(m, QuantLinear)])
 
 
 @pytest.mark.parametrize("wrong, text", [
@@ -256,7 +256,7 @@ def test_a_copy_holds_its_own_weight():
     layer = linear("nf4")
     other, state = copy.copy(layer), layer.state_dict()
     other.qtensor = tritonq.quantize(torch.randn(40, 96), "nf4")
-    assert all(map(same_bits, layer.state_dict().values(), state.values())) and layer.quantized["weight"] is layer.qtensor
+    assert same_tensors(layer.state_dict().values(), state.values()) and layer.quantized["weight"] is layer.qtensor
 
 
 def test_a_bias_that_is_computed():

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from tritonq import pack, unpack
+from tritonq import QTensor, pack, unpack
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.formats.packing import ORDERS, pack_row, unpack_row
 
@@ -94,12 +94,22 @@ def test_sixteen_bit_rows():
     assert torch.equal(packed[:, 0::2].int() | packed[:, 1::2].int() << 8, codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_unsigned_codes_are_integers(dtype):
+    codes = torch.arange(16).view(2, 8)
+    assert torch.equal(pack(codes.to(dtype), 4), pack(codes, 4))
+    q = QTensor.from_codes("uint4.tensor", codes.to(dtype), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.uint8), dtype=torch.float32)
+    assert torch.equal(q.codes(), codes.to(torch.uint8))
+
+
 BYTES = torch.zeros(2, 8, dtype=torch.uint8)
 REFUSED = [
     (lambda: pack(torch.tensor([16]), 4), InvalidProblemError, "code 16 does not fit in 4 bits; codes must lie in -8..15"),
     (lambda: pack(torch.tensor([-5]), 3), InvalidProblemError, "code -5 does not fit in 3 bits; codes must lie in -4..7"),
     (lambda: pack(torch.tensor([1.0]), 4), InvalidProblemError, "codes must be an integer tensor, got torch.float32"),
     (lambda: pack(torch.tensor([True]), 4), InvalidProblemError, "integer tensor, got torch.bool"),
+    (lambda: pack(torch.tensor([16], dtype=torch.uint16), 4), InvalidProblemError, "code 16 does not fit in 4 bits"),
+    (lambda: pack(torch.tensor([2**64 - 1], dtype=torch.uint64), 4), InvalidProblemError, "code 18446744073709551615 fits no format"),
     (lambda: pack([1, 2], 4), InvalidProblemError, "codes must be an integer tensor, got list"),
     (lambda: pack(torch.tensor(1), 4), InvalidProblemError, "codes has 0 dimensions"),
     (lambda: pack(torch.tensor([1]), 5), InvalidProblemError, "bits=5 cannot be packed; bits must be 2, 3, 4 or 8"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantLinear
 
@@ -72,7 +72,7 @@ def test_a_toy_task_is_learned_and_the_codes_stay(scheme):
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0], losses[::10]
     for layer, q, tensors in zip(adapters(model), codes, before, strict=True):
-        assert layer.get_base_layer().qtensor is q and all(map(same_bits, q.flat(), tensors))
+        assert layer.get_base_layer().qtensor is q and same_tensors(q.flat(), tensors)
 
 
 def test_gradients_are_those_of_an_ordinary_layer_with_the_decoded_weight():
@@ -166,7 +166,7 @@ def test_merge_is_the_quantized_sum_and_unmerge_gives_back_the_codes():
     want = tritonq.quantize(q.dequantize(torch.float32) + layer.get_delta_weight("default"), "nf4")
     apart = model(X)
     model.merge_adapter(safe_merge=True)
-    assert layer.merged and all(map(same_bits, layer.get_base_layer().qtensor.flat(), want.flat()))
+    assert layer.merged and same_tensors(layer.get_base_layer().qtensor.flat(), want.flat())
     merged = model(X)
     assert not torch.equal(merged, apart) and F.cosine_similarity(merged.flatten(), apart.flatten(), 0) > 0.95
     model.unmerge_adapter()
@@ -186,7 +186,7 @@ def test_two_adapters_are_merged_onto_the_same_weight_in_one_or_two_calls():
     at_once.merge(adapter_names=["default", "second"])
     apart.merge(adapter_names=["default"])
     apart.merge(adapter_names=["second"])
-    assert all(map(same_bits, at_once.base_layer.qtensor.flat(), apart.base_layer.qtensor.flat()))
+    assert same_tensors(at_once.base_layer.qtensor.flat(), apart.base_layer.qtensor.flat())
     assert same_bits(at_once.base_layer.bias, apart.base_layer.bias) and not same_bits(at_once.base_layer.bias, bias)
     apart.unmerge()
     assert same_bits(apart.base_layer.bias, bias) and not apart.merged_adapters

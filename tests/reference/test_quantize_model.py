@@ -9,6 +9,7 @@ from torch import nn
 
 import tritonq
 from tests.support.schemes import same_bits
+from tritonq.checkpoints.rules import keep_reason
 from tritonq.errors import InvalidProblemError
 from tritonq.nn import QuantEmbedding, QuantLinear
 
@@ -219,10 +220,37 @@ def test_a_head_tied_to_a_subclass_of_embedding_is_kept():
     assert sizes["table.weight"] == 4 * 96 * 64 and sizes["head.weight"] == 0, "tied: counted once"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit.embeddings.cls_token", "learned token or state"),
+        ("decoder.mask_token", "learned token or state"),
+        ("layers.0.mixer.A_log", "learned token or state"),
+        ("layers.0.token.weight", None),
+    ],
+)
+def test_learned_tokens_and_states_are_kept(name, reason):
+    assert keep_reason(name, (64, 768)) == reason
+
+
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_globs_are_a_list(option):
     with pytest.raises(InvalidProblemError, match=f"{option} takes globs in a list, got the text '0.weight'"):
         tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), "int8", **{option: "0.weight"})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "text"),
+    [
+        ("int4", {"filter_fn": 5}, r"filter_fn must be a function \(module, name\) -> bool or None, got int 5"),
+        ({3: "int4"}, {}, "a dict of schemes takes globs, text such as '.*', got int 3"),
+        ("int4", {"include": 5}, "include takes globs, text such as '.*', got int 5"),
+        ("int4", {"exclude": [None]}, "exclude takes globs, text such as '.*', got NoneType None"),
+    ],
+)
+def test_arguments_of_another_type(scheme, options, text):
+    with pytest.raises(InvalidProblemError, match=text):
+        tritonq.quantize_(nn.Sequential(nn.Linear(64, 64)), scheme, **options)
 
 
 def test_a_glob_that_matches_nothing():

@@ -70,6 +70,10 @@ DESCRIPTORS = [
      "an asymmetric range needs at least two codes, got q_min = q_max = 5"),
     ("DynamicRangeQuantize", {"n": 2, "d": 2, **INT8, "mode": "affine"}, InvalidProblemError,
      "mode must be symmetric or asymmetric, got 'affine'"),
+    ("DynamicRangeQuantize", {"n": 2, "d": 2, **INT8, "mode": []}, InvalidProblemError,
+     "mode must be a DynamicRangeMode or str, got list []"),
+    ("DynamicRangeQuantize", {"n": 1, "d": 1, "q_min": 3, "q_max": 5}, InvalidProblemError,
+     "a symmetric scale has code 0 for zeros, so q_min must be at most 0, got 3"),
     ("DynamicRangeQuantize", {"n": 2, "d": 2, **INT8, "scope": "token"}, InvalidProblemError,
      "scope must be a DynamicRangeScope, got str 'token'"),
     ("DynamicRangeQuantize", {"n": 2, "d": 2, **INT8, "scope": P.DynamicRangeScope(kind="row")}, InvalidProblemError,
@@ -82,12 +86,18 @@ DESCRIPTORS = [
      "weight_dtype uint8 is not supported; it must be one of int8"),
     ("QuantizedLinear", {"m": 1, "c_out": 1, "k": 1, "q_min": 0, "q_max": 0}, InvalidProblemError,
      "the activation's scale is absmax / q_max, so q_max must be at least 1, got 0"),
+    ("QuantizedLinear", {"m": 1, "c_out": 1, "k": 1, "q_min": 3, "q_max": 5}, InvalidProblemError,
+     "the activation's scale has code 0 for zeros, so q_min must be at most 0, got 3"),
     ("QuantizedLinear", {"m": 1, "c_out": 1, "k": 132105}, UnsupportedError,
      "k=132105 could overflow the int32 sum of codes up to 127 times -128; k <= 132104 cannot, split k"),
     ("SmoothQuantLinear", {"m": 1, "n": 1, "k": 131072, "act_scale": 1.0}, UnsupportedError,
      "k=131072 could overflow the int32 sum of codes up to 128 times -128; k <= 131071 cannot, split k"),
     ("SmoothQuantLinear", {"m": 1, "n": 1, "k": 1, "act_scale": float("inf")}, InvalidProblemError,
      "act_scale must be a finite float32 greater than 0, got inf"),
+    ("SmoothQuantLinear", {"m": 1, "n": 1, "k": 1, "act_scale": 10**400}, InvalidProblemError,
+     "act_scale must be a finite float32 greater than 0, got inf"),
+    ("SmoothQuantLinear", {"m": 1, "n": 1, "k": 1, "act_scale": True}, InvalidProblemError,
+     "act_scale must be a float or int, got bool True"),
     ("SmoothQuantLinear", {"m": 1, "n": 1, "k": 1, "act_scale": 1e-60}, InvalidProblemError,
      "act_scale must be a finite float32 greater than 0, got 1e-60"),
     ("Nf4Dequantize", {"n": 3, "k": 64}, InvalidProblemError,
@@ -122,6 +132,8 @@ ARGUMENTS = [
     (tensor_case(scale=-2), "scale must be finite and greater than 0, found -2.0; an all-zero group takes 1"),
     (tensor_case(scale=float("nan")), "scale must be finite and greater than 0, found nan; an all-zero group takes 1"),
     (tensor_case(scale=1e60), "scale must be finite and greater than 0, found inf; an all-zero group takes 1"),
+    (tensor_case(scale=10**400), "scale must be finite and greater than 0, found inf; an all-zero group takes 1"),
+    (tensor_case(scale=-(10**400)), "scale must be finite and greater than 0, found -inf; an all-zero group takes 1"),
     (tensor_case(scale=torch.ones(1)), "scale must have shape [], got [1]"),
     (tensor_case(scale=torch.tensor(2)), "scale must be a floating type, got torch.int64"),
     (tensor_case(zero_point=2**31), "zero_point must fit int32, got 2147483648"),
@@ -179,6 +191,8 @@ def test_can_implement_says_why_not_and_run_raises_it(case, text):
     [
         (tensor_case(input=[1.0, 2.0, 3.0, 4.0]), "input must be a Tensor, got list [1.0, 2.0, 3.0, 4.0]"),
         (tensor_case(scale="0.1"), "scale must be a float or int or Tensor, got str '0.1'"),
+        (tensor_case(scale=True), "scale must be a float or int or Tensor, got bool True"),
+        (tensor_case(zero_point=True), "zero_point must be an int or Tensor, got bool True"),
         (tensor_case(zero_point=1.5), "zero_point must be an int or Tensor, got float 1.5"),
         (group_case(scale=1.0), "scale must be a Tensor, got float 1.0"),
         (group_case(output=7), "output must be a Tensor, got int 7"),
@@ -188,6 +202,11 @@ def test_wrong_python_types_raise(case, text):
     with pytest.raises(InvalidProblemError) as caught:
         select(case["kind"], **case["desc"]).can_implement(getattr(P, f"{case['kind']}Args")(**case["args"]))
     assert str(caught.value) == text
+
+
+def test_a_float64_scale_is_not_rounded_to_float32_first():
+    tiny = P.QuantizePerTensorArgs(input=torch.ones(4).double(), scale=1e-60, zero_point=0)
+    assert select("QuantizePerTensor", numel=4, **INT8, input_dtype=torch.float64).can_implement(tiny)
 
 
 def test_wrong_records_streams_and_preferences():

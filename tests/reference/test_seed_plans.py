@@ -434,5 +434,5 @@ def test_the_reference_works_in_slabs(monkeypatch):
     whole = [plan.run(None, None, args) for _, plan, args in cases]
     monkeypatch.setattr(affine, "_SLAB", 64)
     monkeypatch.setattr(dynamic_range, "_SLAB", 64)
-    for (name, plan, args), want in zip(cases, whole):
+    for (name, plan, args), want in zip(cases, whole, strict=True):
         seed_cases.assert_same_bits(plan.run(None, None, args), want, name)

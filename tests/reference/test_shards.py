@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.support.schemes import SCHEMES, every_code, hostile, same_bits
+from tests.support.schemes import SCHEMES, every_code, hostile, same_bits, same_tensors
 from tritonq import QTensor, Scheme, shards
 from tritonq.errors import InvalidProblemError
 from tritonq.formats import FORMATS
@@ -48,7 +48,7 @@ def test_pieces_hold_the_bits_of_the_whole_and_make_it_again(scheme, dtype):
                 pieces.append(piece)
             again = shards.concatenate(pieces, axis)
             mine, theirs = again.tensors(), q.tensors()
-            assert again.shape == shape and list(mine) == list(theirs) and all(map(same_bits, mine.values(), theirs.values()))
+            assert again.shape == shape and list(mine) == list(theirs) and same_tensors(mine.values(), theirs.values())
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *GEOMETRIES])

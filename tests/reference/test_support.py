@@ -11,6 +11,7 @@ from tests.support import process
 from tests.support.poison import check_fence, fenced, poisoned_empty
 from tests.support.ptx import numbers
 from tests.support.ptx.program import PtxError, bits_of, parse
+from tests.support.schemes import same_tensors
 from tritonq.interpreter import exact
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn]
@@ -114,6 +115,13 @@ $L1:
     assert store.operands == ("[ %rd1 + 16 ]", "{ %r1, %r2 }")
     assert (bits_of("bf16x2"), bits_of("s64"), bits_of("sync")) == (32, 64, 0)
     assert issubclass(PtxError, Exception)
+
+
+def test_tensors_of_two_lists() -> None:
+    one, other = torch.zeros(2), torch.ones(2)
+    assert same_tensors([one, other], iter([one, other]))
+    assert not same_tensors([one, other], [one, one]) and not same_tensors([one, other], [one]) and not same_tensors([one], [one, other])
+    assert not same_tensors([], []), "nothing was compared"
 
 
 def test_a_process_runs_kernels_one_way(monkeypatch) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tests.support.surroundings import default_dtype, forget_tables
 from tritonq import QuantizationMethod as Method
 from tritonq.errors import InvalidProblemError
@@ -25,10 +25,10 @@ def test_a_default_dtype(dtype, scheme):
     want = tritonq.quantize(weight(), scheme)
     with default_dtype(dtype):
         got = tritonq.quantize(weight(), scheme)
-        assert all(map(same_bits, got.flat(), want.flat()))
+        assert same_tensors(got.flat(), want.flat())
         for layout in LAYOUTS:
             turned = got.relayout(layout)
-            assert all(map(same_bits, turned.flat(), want.relayout(layout).flat())) and same_bits(turned.dequantize(), want.dequantize())
+            assert same_tensors(turned.flat(), want.relayout(layout).flat()) and same_bits(turned.dequantize(), want.dequantize())
 
 
 def smooth(act_scale):
@@ -82,7 +82,7 @@ def test_autocast_changes_no_product(dtype):
 
     want = results()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(map(same_bits, results(), want))
+        assert same_tensors(results(), want)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,7 +9,7 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq import QTensor
 from tritonq.errors import InvalidProblemError
 from tritonq.qtensor import operands
@@ -78,7 +78,7 @@ def test_results_are_those_of_the_functions():
     assert same_bits(ops.matmul(x, *q.operands, bias, "silu"), tritonq.matmul(x, q, bias, "silu"))
     assert same_bits(ops.dequantize(*q.operands, torch.float16), q.dequantize(torch.float16))
     w = torch.randn(24, 64)
-    assert all(map(same_bits, ops.quantize(w, "nf4.dq"), tritonq.quantize(w, "nf4.dq").flat()))
+    assert same_tensors(ops.quantize(w, "nf4.dq"), tritonq.quantize(w, "nf4.dq").flat())
 
 
 @pytest.mark.parametrize("q", [weight(), weight("nf4.dq", layout="frag"), weight("nvfp4", dtype=torch.bfloat16), weight("fp16"),

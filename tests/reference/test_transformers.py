@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq.nn import QuantLinear
 
 transformers = pytest.importorskip("transformers", minversion="5.19")
@@ -32,7 +32,7 @@ def test_quantize_while_loading_save_and_reload(source, tmp_path, scheme, dtype)
     assert len(named) == 11 + (not model.config.tie_word_embeddings) and not any("layers.1.mlp" in name for name in named)
     for name, layer in named.items():
         want = tritonq.quantize(full.get_submodule(name).weight.detach(), scheme)
-        assert all(map(same_bits, layer.qtensor.flat(), want.flat())), name
+        assert same_tensors(layer.qtensor.flat(), want.flat()), name
     model.save_pretrained(tmp_path / "quantized")
     again = load(tmp_path / "quantized", dtype=dtype)
     assert list(layers(again)) == list(named) and same_bits(logits(again), logits(model))

@@ -1,5 +1,6 @@
 """The schemes that whole-operation tests sweep, and data that provokes every rule."""
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,12 @@ def hostile(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shape, dtype and bytes: -0.0 differs from 0.0, NaN equals itself."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def same_tensors(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> bool:
+    """As many on both sides, one at least, and each with the :func:`same_bits`: ``all(map(...))`` would end with the shorter side."""
+    a, b = list(a), list(b)
+    return len(a) == len(b) > 0 and all(map(same_bits, a, b))
 
 
 def every_code(scheme: str, shape: tuple[int, int], dtype: torch.dtype) -> QTensor:

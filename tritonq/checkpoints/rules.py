@@ -51,13 +51,11 @@ class Rules:
     def parse(cls, schemes: str | dict | Iterable[str], include: Iterable[str] = (), exclude: Iterable[str] = ()) -> Rules:
         """From ``"nf4.g64"``, ``{"*.mlp.*": "int4.g32", "*": "int8"}``, or ``["nf4", "*.mlp.*=int4.g32"]``; schemes are checked."""
         if isinstance(schemes, dict):
-            pairs = list(schemes.items())
+            pairs = list(zip(_globs("a dict of schemes", schemes), schemes.values(), strict=True))
         else:
             parts = [schemes] if isinstance(schemes, str) or not isinstance(schemes, Iterable) else list(schemes)
             pairs = [_split(part) for part in parts]
-        for option, globs in (("include", include), ("exclude", exclude)):
-            if isinstance(globs, str):
-                raise InvalidProblemError(f"{option} takes globs in a list, got the text {globs!r}; write [{globs!r}]")
+        include, exclude = _globs("include", include), _globs("exclude", exclude)
         default, patterns = None, []
         for pattern, scheme in pairs:
             text = str(scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme))
@@ -69,7 +67,7 @@ class Rules:
                 raise InvalidProblemError(f"two schemes for everything, {default} and {text}; write PATTERN=SCHEME for all but one")
         if not pairs:
             raise InvalidProblemError("no scheme given; name one such as nf4.g64, or PATTERN=SCHEME")
-        return cls(default=default, patterns=tuple(patterns), include=tuple(include), exclude=tuple(exclude))
+        return cls(default=default, patterns=tuple(patterns), include=include, exclude=exclude)
 
     def decide(self, entries: Iterable[Entry], *, tied: bool = False) -> dict[str, Decision]:
         """A decision for each entry; a glob that matches no tensor is an error (it would be skipped silently)."""
@@ -124,6 +122,15 @@ def keep_reason(name: str, shape: tuple[int, ...], *, tied: bool = False) -> str
     if len(shape) == 3 and not any(_EXPERT.search(part) for part in parts) and min(shape[1:]) < 32:
         return "3-D, no expert weight, an axis shorter than 32 (convolution)"
     return None
+
+
+def _globs(option: str, globs: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(globs, str):
+        raise InvalidProblemError(f"{option} takes globs in a list, got the text {globs!r}; write [{globs!r}]")
+    taken = tuple(globs) if isinstance(globs, Iterable) else (globs,)
+    if wrong := [glob for glob in taken if not isinstance(glob, str)]:
+        raise InvalidProblemError(f"{option} takes globs, text such as '*.mlp.*', got {type(wrong[0]).__name__} {shorten(wrong[0])}")
+    return taken
 
 
 def _split(part) -> tuple[str | None, str]:

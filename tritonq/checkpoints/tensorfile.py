@@ -150,6 +150,8 @@ def checked_path(path: str | os.PathLike) -> Path:
         raise InvalidProblemError(f"a path is text or os.PathLike, got {type(path).__name__} {path!r}"[:200])
     if path == "":
         raise InvalidProblemError("a path is empty; write '.' for the current folder")
+    if "\0" in os.fsdecode(path):
+        raise InvalidProblemError(f"a path must hold no zero byte, which ends it for the system, got {path!r:.150}; take it out")
     return Path(path)
 
 

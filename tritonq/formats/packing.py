@@ -115,6 +115,7 @@ def pack(codes: torch.Tensor, bits: int, order: str = "low_first") -> torch.Tens
         [33, 3]
     """
     _check(bits, order, codes, "codes")
+    codes = computable(codes)
     if codes.numel():
         low, high = int(codes.min()), int(codes.max())
         if low < -(2 ** (bits - 1)) or high > 2**bits - 1:
@@ -177,6 +178,16 @@ def unpack(packed: torch.Tensor, bits: int, length: int, order: str = "low_first
         return words[..., [_AWQ.index(i) for i in range(8)]].flatten(-2)[..., :length]
     blocks = packed.unflatten(-1, (packed.shape[-1] // 16, 16))
     return torch.stack((blocks & 15, blocks >> 4), -2).flatten(-3)[..., :length]
+
+
+def computable(codes: torch.Tensor) -> torch.Tensor:
+    """Integer codes in a dtype that torch compares and shifts, which it does with none of uint16, uint32 and uint64."""
+    if codes.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return codes
+    wide = codes.to(torch.int64)
+    if codes.dtype == torch.uint64 and codes.numel() and (low := int(wide.min())) < 0:  # it was 2**63 or more
+        raise InvalidProblemError(f"code {low + 2**64} fits no format; codes have 16 bits at most")
+    return wide
 
 
 def _check(bits: int, order: str, tensor: torch.Tensor, what: str) -> None:

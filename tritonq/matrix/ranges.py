@@ -7,8 +7,9 @@ import torch
 
 from ..errors import InvalidProblemError
 from ..methods import QuantizationMethod, QuantizationParams, encoding_scheme
-from ..plans.core import expect_type
+from ..plans.core import expect_dense, expect_type
 from ..reference.parameters import scale_from_absmax, scale_from_range
+from ..scheme import FLOAT_DTYPES
 
 
 def find_min_max(x: torch.Tensor) -> tuple[float, float]:
@@ -18,9 +19,9 @@ def find_min_max(x: torch.Tensor) -> tuple[float, float]:
         >>> find_min_max(torch.tensor([[1.0, -2.0], [torch.inf, torch.nan]]))
         (-2.0, 1.0)
     """
-    if not expect_type(x, torch.Tensor, "x").is_floating_point():
-        raise InvalidProblemError(f"x must be a floating-point tensor, got {x.dtype}; convert it with .float()")
-    x = x.detach()
+    x = expect_dense(x.detach().resolve_neg() if isinstance(x, torch.Tensor) else x, "x")
+    if x.dtype not in FLOAT_DTYPES:
+        raise InvalidProblemError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it with .float()")
     if not x.numel():
         return 0.0, 0.0
     low, high = torch.aminmax(x)

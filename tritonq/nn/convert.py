@@ -103,6 +103,9 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         raise InvalidProblemError(f"quantize_ takes a torch.nn.Module, got {type(model).__name__}; quantize takes a tensor")
     if type(model) in _REPLACE:
         raise InvalidProblemError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place; use from_linear")
+    if filter_fn is not None and not callable(filter_fn):
+        got = f"{type(filter_fn).__name__} {filter_fn!r}"
+        raise InvalidProblemError(f"filter_fn must be a function (module, name) -> bool or None, got {got}"[:300])
     found = parameters_of(model)
     decisions = decide(found, Rules.parse(scheme, include, exclude), filter_fn)
     shared = Counter(id(one.tensor) for one in found)

@@ -15,7 +15,7 @@ from ..reference.affine import compute_dtype
 from . import affine_args as args_of
 from . import affine_problem as problems
 from .core import expect_type
-from .seed_base import SeedPlan, given_or_empty, implementation, int32_refusals, positive_refusals, tensor_refusals
+from .seed_base import SeedPlan, as_float, given_or_empty, implementation, int32_refusals, positive_refusals, tensor_refusals
 
 
 class _AffinePlan(SeedPlan):
@@ -67,8 +67,9 @@ class _AffinePlan(SeedPlan):
                 yield from tensor_refusals("zero_point", zero_point, torch.int32, ((),), device)
             else:
                 yield from int32_refusals("zero_point", zero_point)
-        if shape is None:
-            scale = torch.as_tensor(scale).to(compute_dtype(self.desc.float_dtype))  # as it is used: 1e-60 is no scale for float32
+        if shape is None:  # as it is used: 1e-60 is no scale for float32
+            scale = scale if isinstance(scale, torch.Tensor) else as_float(scale)
+            scale = torch.as_tensor(scale, dtype=compute_dtype(self.desc.float_dtype))
         yield from positive_refusals("scale", scale)
 
     def _view(self, args: Any) -> tuple[int, int, int] | None:

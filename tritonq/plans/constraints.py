@@ -1,18 +1,37 @@
 """Floor 4. What can be asked at all: the one statement of every rule that does not depend on a kernel."""
 from __future__ import annotations
 
+from types import NoneType
+
+import torch
+
+from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..reference.matrix import ACTIVATIONS
-from ..scheme import FLOAT_DTYPES
-from .core import OK, Status, dtype_name
+from ..scheme import FLOAT_DTYPES, Scheme
+from .core import OK, Status, Target, dtype_name, expect_type
 from .descriptors import Desc, MatmulDesc, QuantizeDesc
 
 # Offsets inside kernels are 64-bit; a column number, the end of a tile included, fits 32 bits.
 MAX_DIMENSION = 2**31 - 2**16
 
+_KINDS = {
+    "dtype": torch.dtype, "source_dtype": torch.dtype, "scheme": Scheme, "target": Target, "layout": str, "act_order": bool,
+    "bias": bool, "activation": (str, NoneType), "residual": bool,
+}  # fmt: skip
+
+
+def check(desc: Desc) -> None:
+    """Raise InvalidProblemError where :func:`valid` says no."""
+    if not (status := valid(desc)):
+        raise InvalidProblemError(f"{desc}: {status.reason}")
+
 
 def valid(desc: Desc) -> Status:
-    """Whether the request itself makes sense, whatever the kernel."""
+    """Whether the request itself makes sense, whatever the kernel. Wrong Python types raise InvalidProblemError: they cannot be shown."""
+    for name, value in vars(desc).items():
+        if name in _KINDS:
+            expect_type(value, _KINDS[name], name)
     if desc.dtype not in FLOAT_DTYPES:
         return Status(f"dtype {dtype_name(desc.dtype)} is not one of {', '.join(map(dtype_name, FLOAT_DTYPES))}; convert with .to()")
     sizes = {"n": desc.n, "k": desc.k} | ({"m": desc.m} if hasattr(desc, "m") else {})

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import NoneType
 
 import torch
 
@@ -110,7 +111,14 @@ class PrecisionGuarantee:
         bitwise.
 
         Of a backward's guarantee x is dy ``[..., N]``, and the bound that of dx ``[..., K]``.
+
+        Raises:
+            InvalidProblemError: arguments that a product refuses.
         """
+        from .constraints import check  # rules of products, which stand on this file
+        from .descriptors import MatmulBackwardDesc, MatmulDesc
+
+        check(MatmulDesc.of(x, q, bias, activation, residual) if self.sums_over == "k" else MatmulBackwardDesc.of(x, q))
         x, magnitude = x.to(torch.float64), _magnitude(q.relayout("row"))
         if bias is None and activation is None and residual is None:
             weight = (self.relative + self.output_eps) * magnitude + self.weight_tiny
@@ -214,6 +222,16 @@ class PlanPreference:
     prefer_kernel: str | None = None
     deterministic: bool = True
 
+    def __post_init__(self):
+        expect_type(self.max_workspace_bytes, int, "max_workspace_bytes")
+        expect_type(self.prefer_kernel, (str, NoneType), "prefer_kernel")
+        expect_type(self.deterministic, bool, "deterministic")
+
+
+def preference(pref: PlanPreference | None) -> PlanPreference:
+    """``pref``, or none in particular where it is None."""
+    return expect_type(PlanPreference() if pref is None else pref, PlanPreference, "pref")
+
 
 def check_workspace(workspace: torch.Tensor, needed: int, what: object, operands: Sequence[torch.Tensor]) -> None:
     """Refuse a workspace that cannot be used with these ``operands`` or has fewer than the ``needed`` bytes of ``what``."""
@@ -239,9 +257,10 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def expect_type(value, kind: type | tuple[type, ...], name: str):
-    """``value`` if it is a ``kind``, else an InvalidProblemError that names both."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    """``value`` if it is a ``kind``, else an InvalidProblemError that names both. A bool is no int here."""
+    allowed = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in allowed):
+        kinds = " or ".join("None" if k is NoneType else k.__name__ for k in allowed)
         shown = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else " ".join(repr(value).split())
         article = "an" if kinds[0] in "aeioAEIO" else "a"
         raise InvalidProblemError(f"{name} must be {article} {kinds}, got {type(value).__name__} {shown}"[:300])

@@ -11,7 +11,7 @@ from ..errors import InvalidProblemError
 from ..kernels.dynamic_range import CHUNK
 from ..reference.affine import compute_dtype
 from .core import expect_type
-from .seed_base import FLOATS, SeedPlan, code_range, given_or_empty, implementation, one_of, size, tensor_refusals
+from .seed_base import FLOATS, SeedPlan, code_range, given_or_empty, implementation, one_of, size, symmetric_range, tensor_refusals
 
 
 class DynamicRangeMode(Enum):
@@ -67,7 +67,7 @@ class DynamicRangeScope:
 class DynamicRangeQuantizeDescriptor:
     """``[n, d]`` of ``input_dtype`` to codes ``q_min..q_max`` of ``output_dtype``; symmetric per token unless told otherwise.
 
-    Symmetric needs ``q_max > 0``, asymmetric ``q_max > q_min``.
+    Symmetric needs ``q_min <= 0 < q_max``, asymmetric ``q_max > q_min``.
     """
 
     n: int
@@ -108,14 +108,14 @@ class DynamicRangeQuantizeDescriptor:
         """Raise InvalidProblemError or UnsupportedError unless a plan can be made of this."""
         size(self.n, "n")
         size(self.d, "d")
-        if self.mode not in set(DynamicRangeMode) | {m.value for m in DynamicRangeMode}:
+        if expect_type(self.mode, (DynamicRangeMode, str), "mode") not in set(DynamicRangeMode) | {m.value for m in DynamicRangeMode}:
             raise InvalidProblemError(f"mode must be symmetric or asymmetric, got {self.mode!r}")
         expect_type(self.scope, DynamicRangeScope, "scope").check()
         one_of(self.input_dtype, FLOATS, "input_dtype")
         code_range(self.q_min, self.q_max, self.output_dtype)
-        if not self.asymmetric and self.q_max <= 0:
-            raise InvalidProblemError(f"a symmetric scale is absmax / q_max, so q_max must be at least 1, got {self.q_max}")
-        if self.asymmetric and self.q_max == self.q_min:
+        if not self.asymmetric:
+            symmetric_range(self.q_min, self.q_max)
+        elif self.q_max == self.q_min:
             raise InvalidProblemError(f"an asymmetric range needs at least two codes, got q_min = q_max = {self.q_min}")
 
 

@@ -10,7 +10,19 @@ import torch
 from ..errors import InvalidProblemError, UnsupportedError
 from ..reference.affine import compute_dtype
 from .core import PrecisionGuarantee, dtype_name, expect_type
-from .seed_base import FLOATS, SeedPlan, code_range, given_or_empty, implementation, one_of, positive_refusals, size, tensor_refusals
+from .seed_base import (
+    FLOATS,
+    SeedPlan,
+    as_float,
+    code_range,
+    given_or_empty,
+    implementation,
+    one_of,
+    positive_refusals,
+    size,
+    symmetric_range,
+    tensor_refusals,
+)
 
 
 def _check_sum(k: int, largest: int) -> None:
@@ -22,7 +34,7 @@ def _check_sum(k: int, largest: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLinearDescriptor:
-    """``[m, k] @ [c_out, k].T``: float activation, int8 weight. ``q_min..q_max`` are the activation's codes."""
+    """``[m, k] @ [c_out, k].T``: float activation, int8 weight. ``q_min..q_max`` are the activation's codes, 0 among them."""
 
     m: int
     c_out: int
@@ -39,8 +51,7 @@ class QuantizedLinearDescriptor:
         one_of(self.activation_dtype, FLOATS, "activation_dtype")
         one_of(self.weight_dtype, (torch.int8,), "weight_dtype")
         code_range(self.q_min, self.q_max, torch.int8)
-        if self.q_max <= 0:
-            raise InvalidProblemError(f"the activation's scale is absmax / q_max, so q_max must be at least 1, got {self.q_max}")
+        symmetric_range(self.q_min, self.q_max, "the activation's")
         _check_sum(self.k, max(abs(self.q_min), self.q_max))
 
 
@@ -130,10 +141,10 @@ class SmoothQuantLinearDescriptor:
         """Raise InvalidProblemError or UnsupportedError unless a plan can be made of this."""
         for name in ("m", "n", "k"):
             size(getattr(self, name), name)
-        expect_type(self.act_scale, (float, int), "act_scale")
-        as_float32 = torch.tensor(float(self.act_scale), dtype=torch.float32).item()
+        act_scale = as_float(expect_type(self.act_scale, (float, int), "act_scale"))
+        as_float32 = torch.tensor(act_scale, dtype=torch.float32).item()
         if not 0 < as_float32 < math.inf:
-            raise InvalidProblemError(f"act_scale must be a finite float32 greater than 0, got {self.act_scale}")
+            raise InvalidProblemError(f"act_scale must be a finite float32 greater than 0, got {act_scale}")
         one_of(self.activation_dtype, (torch.int8,), "activation_dtype")
         one_of(self.weight_dtype, (torch.int8,), "weight_dtype")
         one_of(self.output_dtype, FLOATS, "output_dtype")

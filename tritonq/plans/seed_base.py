@@ -19,7 +19,18 @@ from ..kernels import affine as affine_kernels
 from ..kernels import dynamic_range as dynamic_range_kernels
 from ..kernels import linear as linear_kernels
 from ..reference import affine, dynamic_range, linear
-from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, Target, check_workspace, dtype_name, expect_dense, expect_type
+from .core import (
+    KernelSku,
+    PlanPreference,
+    PrecisionGuarantee,
+    Status,
+    Target,
+    check_workspace,
+    dtype_name,
+    expect_dense,
+    expect_type,
+    preference,
+)
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.uint8)
@@ -58,6 +69,22 @@ def code_range(q_min: int, q_max: int, dtype: torch.dtype) -> None:
         )
 
 
+def symmetric_range(q_min: int, q_max: int, whose: str = "a symmetric") -> None:
+    """Refuse codes under which a scale ``absmax / q_max`` would be no scale, or zeros would not stay zeros."""
+    if q_max <= 0:
+        raise InvalidProblemError(f"{whose} scale is absmax / q_max, so q_max must be at least 1, got {q_max}")
+    if q_min > 0:
+        raise InvalidProblemError(f"{whose} scale has code 0 for zeros, so q_min must be at most 0, got {q_min}")
+
+
+def as_float(value: float) -> float:
+    """``value`` as a float; +-Inf for an integer that is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def tensor_refusals(
     name: str, t: Any, dtype: torch.dtype | None, shapes: tuple[tuple[int, ...], ...], device: torch.device, contiguous: bool = True
 ) -> Iterator[str]:
@@ -87,7 +114,7 @@ def positive_refusals(name: str, scale: float | torch.Tensor, zero_allowed: bool
         low, high = (v.item() for v in torch.aminmax(scale.detach().double()))
         worst = low if not (low > 0 or (zero_allowed and low == 0)) else high
     else:
-        low = high = worst = float(scale) if abs(scale) < 2**1024 else math.inf
+        low = high = worst = as_float(scale)
     if not ((low > 0 or (zero_allowed and low == 0)) and high < float("inf")):
         rule = "not negative" if zero_allowed else "greater than 0"
         yield f"{name} must be finite and {rule}, found {worst}; an all-zero group takes {0 if zero_allowed else 1}"
@@ -125,7 +152,7 @@ class SeedPlan:
         """
         _check_stream(stream)
         expect_type(desc, cls.Descriptor, "desc")
-        pref = expect_type(PlanPreference() if pref is None else pref, PlanPreference, "pref")
+        pref = preference(pref)
         desc.check()
         plan = cls(desc, pref, Target.of(stream.device if stream is not None else None))
         if pref.prefer_kernel not in (None, plan.kernel_name):

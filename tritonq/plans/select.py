@@ -13,8 +13,8 @@ from ..errors import InvalidProblemError, UnsupportedError
 from ..qtensor import QTensor
 from .bound import find, made
 from .configs import Choice, choose
-from .constraints import valid
-from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type
+from .constraints import check, valid
+from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type, preference
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .kernel_entries import KERNELS
 from .registry import REFERENCE, KernelEntry
@@ -197,10 +197,9 @@ def select(desc: Desc, pref: PlanPreference | None = None) -> Plan:
         >>> tritonq.select(tritonq.MatmulDesc.of(torch.randn(2, 64), q)).workspace_size()
         0
     """
-    pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
+    pref = preference(pref)
     rows = candidates(desc)
-    if not (status := valid(desc)):
-        raise InvalidProblemError(f"{desc}: {status.reason}")
+    check(desc)
     reasons = []
     for row in rows:
         if status := _meets(row, desc, pref):
@@ -217,9 +216,10 @@ def explain(desc: Desc, pref: PlanPreference | None = None) -> str:
         >>> print(tritonq.explain(tritonq.QuantizeDesc.of(torch.randn(2, 64), "nf4")).splitlines()[0])
         quantize(n=2, k=64, nf4, float32, cpu-reference)
     """
-    pref = expect_type(pref or PlanPreference(), PlanPreference, "pref")
+    pref = preference(pref)
+    rows = candidates(desc)
     lines, chosen = [str(desc)], None
-    for row in candidates(desc):
+    for row in rows:
         entry, choice = row.kernel, row.choice
         if not (status := _meets(row, desc, pref)):
             lines.append(f"  {entry.name:<18} refused: {status.reason}")

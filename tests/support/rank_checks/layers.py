@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
 
-from tests.support.schemes import SCHEMES, same_bits
+from tests.support.schemes import SCHEMES, same_bits, same_tensors
 from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, RowwiseParallel, ShardedLinear
 from tritonq.errors import InvalidProblemError, UnsupportedError
@@ -32,7 +32,7 @@ def parts_are_pieces_of_the_whole(mesh, folder):
             length = q.shape[axis] // ranks
             piece = shards.narrow(q, axis, rank * length, length)
             assert type(mine) is ShardedLinear and mine.part.shape == piece.shape
-            assert all(map(same_bits, mine.part.flat(), piece.flat())), scheme
+            assert same_tensors(mine.part.flat(), piece.flat()), scheme
             state, stored = mine.state_dict(), whole.state_dict()
             assert list(state) == list(stored)
             placed = distributed.weight_placements(q.scheme, q.shape, axis, ranks)
@@ -40,7 +40,7 @@ def parts_are_pieces_of_the_whole(mesh, folder):
                 if (name := "weight" + SUFFIXES[field]) in stored:
                     assert state[name].placements == (placement,) and state[name].shape == stored[name].shape, (scheme, name)
             gathered = mine.gather()
-            assert all(map(same_bits, gathered.flat(), q.flat())), scheme
+            assert same_tensors(gathered.flat(), q.flat()), scheme
             near(_whole(mine(_local(random(3, 256), mesh, axis)), mesh, axis), whole(random(3, 256)))
             split += 1
     assert split > 100
@@ -60,7 +60,7 @@ def layouts_and_moves(mesh, folder):
         whole, mine = layer("nf4.g32", layout=name), layer("nf4.g32", layout=name)
         parallelize_module(mine, mesh, ColwiseParallel(output_layouts=Replicate()))
         assert mine.part.layout == name and mine.weight is mine.part.packed
-        assert all(map(same_bits, mine.gather().flat(), whole.qtensor.relayout("row").flat()))
+        assert same_tensors(mine.gather().flat(), whole.qtensor.relayout("row").flat())
         other = parallelize_module(layer("nf4.g32", layout=name), mesh, ColwiseParallel(output_layouts=Replicate()))
         other.load_state_dict(mine.state_dict())
         near(other(random(3, 256)), whole(random(3, 256)))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 import tritonq
 from tests.support import bitsandbytes_files
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq import distributed, shards
 from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear
 from tritonq.errors import CheckpointError, InvalidProblemError
@@ -138,7 +138,7 @@ def loading_reads_only_what_is_kept(mesh, folder):
             if isinstance(module, ShardedLinear):
                 split = module.sharding
                 piece = shards.narrow(whole[f"{path_}.weight"], split.axis, split.start, split.length)
-                assert all(map(same_bits, module.part.flat(), piece.flat())), path_
+                assert same_tensors(module.part.flat(), piece.flat()), path_
         assert len(sharded) == layers_split(config)
         reference = causal_lm(config)
         tritonq.quantize_(reference, scheme)

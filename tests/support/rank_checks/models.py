@@ -9,7 +9,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import parallelize_module
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_tensors
 from tritonq.distributed import ColwiseParallel, ExpertParallel, RowwiseParallel, ShardedLinear, gather
 from tritonq.errors import InvalidProblemError, UnsupportedError
 
@@ -81,7 +81,7 @@ def mixtures_of_experts(mesh, folder):
     experts, parts = whole.model.layers[0].mlp.experts, mine.model.layers[0].mlp.experts
     assert len(parts.quantized["down_proj"]) == 4 // mesh.size() and f"of {mesh.size()}" in repr(parts)
     together = gather(mine)
-    assert all(map(same_bits, together["model.layers.0.mlp.experts.down_proj"].flat(), experts.quantized["down_proj"].flat()))
+    assert same_tensors(together["model.layers.0.mlp.experts.down_proj"].flat(), experts.quantized["down_proj"].flat())
     state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
     assert all(tensor.placements == (Shard(0),) and tensor.shape[0] == 4 for tensor in state.values())
     for source in (state, experts.state_dict()):

@@ -5,7 +5,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor.parallel import parallelize_module
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq import distributed
 from tritonq.errors import UnsupportedError
 
@@ -28,7 +28,7 @@ def distributed_checkpoints_are_loaded_on_any_number_of_ranks(mesh, folder):
         mine.load_state_dict(state)
         for name in ("gate", "up", "down"):
             q = getattr(whole, name).qtensor
-            assert all(map(same_bits, getattr(mine, name).gather().flat(), q.flat())), (scheme, name)
+            assert same_tensors(getattr(mine, name).gather().flat(), q.flat()), (scheme, name)
         near(mine(random(3, 128)), whole(random(3, 128)))
 
 
@@ -40,7 +40,7 @@ def a_whole_state_is_taken_too(mesh, folder):
     refused(RuntimeError, "gate.weight: is not that tensor of a whole uint4.g32", lambda: mine.load_state_dict(
         whole.state_dict() | {"gate.weight": whole.gate.weight[:8]}))  # fmt: skip
     gathered = distributed.gather(mine)
-    assert all(map(same_bits, gathered["down.weight"].flat(), whole.down.qtensor.flat()))
+    assert same_tensors(gathered["down.weight"].flat(), whole.down.qtensor.flat())
     assert same_bits(gathered["up.bias"], whole.up.bias.detach()) and sorted(gathered) == sorted(
         f"{name}.{part}" for name in ("gate", "up", "down") for part in ("weight", "bias"))  # fmt: skip
     refused(UnsupportedError, "one of . parts of its weight.*gather", lambda: tritonq.save(mine, folder / "no.safetensors"))
