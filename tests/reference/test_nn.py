@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -244,6 +245,22 @@ def test_buffers_that_were_swapped_are_what_is_computed_with():
     q = tritonq.quantize(torch.randn(40, 96), "int8")
     got = torch.func.functional_call(layer, {"weight": q.packed, "weight_scale": q.scale}, (x,))
     assert same_bits(got, tritonq.matmul(x, q, layer.bias)) and not same_bits(got, layer(x))
+
+
+@pytest.mark.parametrize("scheme, field", [("nvfp4", "second_scale"), ("nf4.dq", "second_scale"), ("nf4.dq", "scale_offset"),
+                                           ("uint4.g32", "zero_point")])  # fmt: skip
+def test_any_buffer_can_be_swapped(scheme, field):
+    layer, x = linear(scheme), torch.randn(2, 96)
+    other = getattr(layer.qtensor, field) + 1
+    got = torch.func.functional_call(layer, {f"weight_{field}": other}, (x,))
+    assert same_bits(got, tritonq.matmul(x, replace(layer.qtensor, **{field: other}), layer.bias)) and not same_bits(got, layer(x))
+
+
+def test_act_order_can_be_swapped():
+    layer = QuantLinear(tritonq.quantize(torch.randn(24, 64), "int4.g16", g_idx=torch.arange(64) % 4))
+    other, x = layer.weight_column_order.flip(0), torch.randn(2, 64)
+    got = torch.func.functional_call(layer, {"weight_column_order": other}, (x,))
+    assert same_bits(got, tritonq.matmul(x, replace(layer.qtensor, column_order=other))) and not same_bits(got, layer(x))
 
 
 def test_export_of_a_layer_with_act_order():

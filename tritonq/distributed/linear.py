@@ -93,7 +93,7 @@ class ShardedLinear(QuantLinear):
         # each rank's share of N gives its own share of the gradient of x
         local = x.to_local(grad_placements=[Shard(x.dim() - 1) if row else Partial()])
         bias = None if row or self.bias is None else self.bias.to_local()
-        if _is_compiling():
+        if _is_compiling() or self._is_swapped():
             y = torch.ops.tritonq.matmul(local, *self._operands(), bias)
         else:
             y = matmul(local, self._q, bias)

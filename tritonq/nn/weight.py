@@ -177,7 +177,9 @@ class QuantizedWeight(QuantizedModule):
         """Whether the buffers are no longer the weight's tensors, as under ``torch.func.functional_call``."""
         own, q = self._buffers, self._q
         return (own["weight"] is not q.packed or own["weight_scale"] is not q.stored_scale
-                or own["weight_zero_point"] is not q.zero_point)  # fmt: skip
+                or own["weight_zero_point"] is not q.zero_point
+                or q.operands[3] is not None  # few have more than those three, and a loop costs a call of the others 50 ns
+                and any(own["weight" + suffix] is not getattr(q, field) for field, suffix in SUFFIXES.items()))  # fmt: skip
 
     def _hold(self, name: str, q: QTensor) -> None:
         super()._hold(name, q)
