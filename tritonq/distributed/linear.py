@@ -78,7 +78,7 @@ class ShardedLinear(QuantLinear):
     @property
     def part(self) -> QTensor:
         """What this rank holds."""
-        return self._q
+        return self._current("weight")
 
     @property
     def qtensor(self) -> QTensor:
@@ -119,7 +119,7 @@ class ShardedLinear(QuantLinear):
 
     def _dtensors(self, name: str) -> dict[str, DTensor]:
         """The whole weight's tensors by their names in a file."""
-        split, row = self.sharding, self._q.relayout("row")
+        split, row = self.sharding, self.part.relayout("row")
         found = {}
         for field, placement in split.placements.items():
             local = getattr(row, field)

@@ -199,7 +199,7 @@ class _Quantize(ConversionOps):
         path, _, name = full_layer_name.rpartition(".")
         module, value = model.get_submodule(path), value[0] if isinstance(value, list) else value
         make = quantize_stack if isinstance(module, QuantExperts) else quantize
-        tensors = to_tensors(full_layer_name, make(value, module.quantized[name].scheme))
+        tensors = to_tensors(full_layer_name, make(value, module._held[name].scheme))
         if missing_keys is not None:
             missing_keys.difference_update(tensors)
         module._is_hf_initialized = True

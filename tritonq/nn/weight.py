@@ -40,10 +40,7 @@ class QuantizedModule(torch.nn.Module):
 
     A weight ``W`` has the buffers ``W`` (packed codes), ``W_scale``, ``W_zero_point`` and so on. ``to``, ``cuda``, ``half`` and the like
     move them and never change their dtypes. ``state_dict`` holds the layout ``row``, with the names and bytes of :func:`tritonq.save`;
-    loading takes the same and turns it into this module's layout.
-
-    Attributes:
-        quantized: the weights by name.
+    loading takes the same and turns it into this module's layout. The buffers decide: what is assigned to them is the weight, everywhere.
     """
 
     def __init__(self, weights: dict[str, QTensor | QStack], layout: str):
@@ -51,19 +48,31 @@ class QuantizedModule(torch.nn.Module):
         if layout != "auto" and layout not in LAYOUTS:
             raise InvalidProblemError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
         self.layout = layout
-        self.quantized: dict[str, QTensor | QStack] = {}
+        self._held: dict[str, QTensor | QStack] = {}  # the weights of the tensors that were the buffers when they were last put there
         for name, q in weights.items():
             # torch.export counts the buffers of the module that it is given, those that are None among them
             for _, suffix in sorted(_suffixes(q).items(), key=lambda item: getattr(q, item[0]) is None):
                 self.register_buffer(name + suffix, None)
             self._hold(name, q)
 
+    @property
+    def quantized(self) -> dict[str, QTensor | QStack]:
+        """The weights by name, of the tensors that the buffers hold now."""
+        return {name: self._current(name) for name in self._held}
+
+    def _current(self, name: str) -> QTensor | QStack:
+        q, own = self._held[name], self._buffers
+        held = {field: own[name + suffix] for field, suffix in _suffixes(q).items()}
+        if all(tensor is getattr(q, field) for field, tensor in held.items()):
+            return q
+        return type(q).from_flat([tensor for tensor in held.values() if tensor is not None], q.form)
+
     def _hold(self, name: str, q: QTensor | QStack) -> None:
         if q.device.type != "meta":
             q = q.relayout(best_layout(q.scheme, q.dtype, q.device) if self.layout == "auto" else self.layout)
         for field, suffix in _suffixes(q).items():
             self._buffers[name + suffix] = getattr(q, field)
-        self.quantized[name] = q
+        self._held[name] = q
 
     def complete(self) -> None:
         """Take the tensors that a loader put into the buffers for the weights, and turn them into this module's layout.
@@ -71,7 +80,7 @@ class QuantizedModule(torch.nn.Module):
         Raises:
             InvalidProblemError: a tensor of the wrong shape or dtype.
         """
-        for name, q in self.quantized.items():
+        for name, q in self._held.items():
             held = {field: self._buffers[name + suffix] for field, suffix in _suffixes(q).items()}
             if isinstance(q, QStack):  # as files hold it: all rows of all experts
                 held = {field: t if t is None or t.dim() == 3 else t.unflatten(0, (len(q), -1)) for field, t in held.items()}
@@ -79,13 +88,13 @@ class QuantizedModule(torch.nn.Module):
 
     def _operands(self, name: str = "weight") -> tuple:
         """``operands`` of a weight from the buffers, so that a compiled graph takes them as its inputs."""
-        q = self.quantized[name]
+        q = self._held[name]
         return operands({field: getattr(self, name + suffix) for field, suffix in _suffixes(q).items()}, q.form)
 
     def _apply(self, fn, recurse=True):
         mine = self._set_aside()
         super()._apply(fn, recurse)
-        for name, q in self.quantized.items():
+        for name, q in self._held.items():
             moved = {}
             for field, suffix in _suffixes(q).items():
                 tensor = mine[name + suffix]
@@ -97,10 +106,12 @@ class QuantizedModule(torch.nn.Module):
 
     def _set_aside(self) -> dict[str, torch.Tensor | None]:
         """Leave the weights' buffers empty; returns what they held."""
-        names = [name + suffix for name, q in self.quantized.items() for suffix in _suffixes(q).values()]
-        mine = {name: self._buffers[name] for name in names}
+        mine = {name: self._buffers[name] for name in self._own_buffers()}
         self._buffers.update(dict.fromkeys(mine))
         return mine
+
+    def _own_buffers(self) -> list[str]:
+        return [name + suffix for name, q in self._held.items() for suffix in _suffixes(q).values()]
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         mine = self._set_aside()
@@ -139,13 +150,13 @@ class QuantizedModule(torch.nn.Module):
 
     def __getstate__(self):
         """The weights as they are, which can be pickled also where torch cannot pickle their tensors (8-bit floats)."""
-        names = [name + suffix for name, q in self.quantized.items() for suffix in _suffixes(q).values()]
+        names = self._own_buffers()
         buffers = {name: value for name, value in self._buffers.items() if name not in names}
-        return self.__dict__ | {"_buffers": buffers, "quantized": dict(self.quantized)}
+        return self.__dict__ | {"_buffers": buffers, "_held": self.quantized}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        for name, q in list(self.quantized.items()):
+        for name, q in self._held.items():
             self._hold(name, q)
 
 
@@ -160,7 +171,7 @@ class QuantizedWeight(QuantizedModule):
     @property
     def qtensor(self) -> QTensor:
         """The weight. It can be replaced by another of the same shape, which is then held in this module's layout."""
-        return self._q
+        return self._current("weight")
 
     @qtensor.setter
     def qtensor(self, q: QTensor) -> None:
@@ -179,11 +190,14 @@ class QuantizedWeight(QuantizedModule):
         return (own["weight"] is not q.packed or own["weight_scale"] is not q.stored_scale
                 or own["weight_zero_point"] is not q.zero_point
                 or q.operands[3] is not None  # few have more than those three, and a loop costs a call of the others 50 ns
-                and any(own["weight" + suffix] is not getattr(q, field) for field, suffix in SUFFIXES.items()))  # fmt: skip
+                and self._current("weight") is not q)  # fmt: skip
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_q": None}  # which may be no longer the weight
 
     def _hold(self, name: str, q: QTensor) -> None:
         super()._hold(name, q)
-        self._q = self.quantized[name]
+        self._q = self._held[name]  # for forward, without a look-up
 
 
 def record_of(q: QTensor | QStack) -> Record:
