@@ -1,6 +1,8 @@
 """Floor 6. Modules that own quantized weights: their tensors as buffers, moved without a cast, saved in the canonical layout."""
 from __future__ import annotations
 
+import copy
+import weakref
 from dataclasses import replace
 
 import torch
@@ -92,16 +94,15 @@ class QuantizedModule(torch.nn.Module):
         return operands({field: getattr(self, name + suffix) for field, suffix in _suffixes(q).items()}, q.form)
 
     def _apply(self, fn, recurse=True):
-        mine = self._set_aside()
+        weights = self.quantized
+        self._set_aside()
         super()._apply(fn, recurse)
-        for name, q in self._held.items():
-            moved = {}
-            for field, suffix in _suffixes(q).items():
-                tensor = mine[name + suffix]
-                placed = None if tensor is None else fn(tensor)
-                # what a model is cast to says nothing of codes and scales
-                moved[field] = placed if placed is None or placed.dtype == tensor.dtype else tensor.to(placed.device)
-            self._hold(name, replace(q, **moved))
+        for name, q in weights.items():
+            # Modules that share a weight share what becomes of it: it is noted on the old one, which is gone once all of them have moved.
+            # A call upon a whole model hands every module the same fn.
+            by, heir = vars(q).get("_heir", (None, None))
+            self._hold(name, (heir() if by is fn else None) or _placed(q, fn))
+            vars(q)["_heir"] = fn, weakref.ref(self._held[name])
         return self
 
     def _set_aside(self) -> dict[str, torch.Tensor | None]:
@@ -139,14 +140,17 @@ class QuantizedModule(torch.nn.Module):
                 errors.append(f"{prefix}{name}: the state is of scheme {stored_scheme}, this layer of {q.scheme}; make it with that scheme")
                 continue
             tensors = {key: state_dict[key].detach() for key in stored[name] if key in state_dict}
-            if not local_metadata.get("assign_to_params_buffers", False):
-                tensors = {key: tensor.clone() for key, tensor in tensors.items()}
             try:
                 loaded = _read(prefix + name, q, tensors)
             except TritonQError as error:
                 errors.append(f"{prefix}{name}: {error}")
                 continue
-            self._hold(name, loaded if q.device.type == "meta" else loaded.to(q.device))
+            if q.device.type != "meta":
+                loaded = loaded.to(q.device)
+            if local_metadata.get("assign_to_params_buffers", False):
+                self._hold(name, loaded)
+            elif not _overwritten(q, loaded):
+                self._hold(name, copy.deepcopy(loaded))
 
     def __getstate__(self):
         """The weights as they are, which can be pickled also where torch cannot pickle their tensors (8-bit floats)."""
@@ -211,6 +215,26 @@ def _read(name: str, like: QTensor | QStack, tensors: dict[str, torch.Tensor]) -
         return from_tensors(name, record_of(like), tensors)
     flat = {key: tensor.flatten(0, 1) if tensor.dim() == 3 else tensor for key, tensor in tensors.items()}
     return QStack.of(from_tensors(name, record_of(like), flat), len(like))
+
+
+def _placed(q: QTensor | QStack, fn) -> QTensor | QStack:
+    """The weight of ``fn(tensor)`` for its tensors; what a model is cast to says nothing of codes and scales."""
+    moved = {field: tensor for field in _suffixes(q) if (tensor := getattr(q, field)) is not None}
+    for field, tensor in moved.items():
+        placed = fn(tensor)
+        moved[field] = placed if placed.dtype == tensor.dtype else tensor.to(placed.device)
+    return replace(q, **moved)
+
+
+@torch.no_grad()
+def _overwritten(q: QTensor | QStack, new: QTensor | QStack) -> bool:
+    """Copy a weight into the tensors of another, which modules may share and graphs of kernels read; False where it cannot be."""
+    fixed = q.device.type == "meta" or not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in q.flat())
+    if fixed or (new := new.relayout(q.layout)).form != q.form:
+        return False
+    for mine, tensor in zip(q.flat(), new.flat(), strict=True):
+        mine.copy_(tensor)
+    return True
 
 
 def _suffixes(q: QTensor | QStack) -> dict[str, str]:
