@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -23,9 +24,9 @@ from ..checkpoints.native import (
 )
 from ..checkpoints.rules import Rules
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.convert import FoundParameter, decide, decode_what_is_read, parameters_of, places, put
+from ..nn.convert import FoundParameter, before_saving, decide, decode_what_is_read, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
-from ..nn.modules import QuantLinear
+from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
 from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
@@ -178,6 +179,23 @@ class TritonQQuantizer(HfQuantizer):
             elif isinstance(module, QuantExperts):
                 put(model, paths, module, module.to_experts(dtype))
         return model
+
+
+def _describe(model) -> None:
+    """Give a model that :func:`tritonq.quantize_` changed what one has that was quantized while it was loaded."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    tables = [path for path, module in model.named_modules() if isinstance(module, QuantEmbedding)]
+    if tables:
+        rule = "from_pretrained puts no quantized embeddings into a model"
+        raise UnsupportedError(f"{', '.join(tables)}: {rule}; keep them, or take tritonq.save(model, path)")
+    if _records(model):
+        model.hf_quantizer = TritonQQuantizer(TritonQConfig(), pre_quantized=False)
+        model.is_quantized, model.quantization_method = True, FAMILY
+        model.hf_quantizer.postprocess_model(model)
+
+
+before_saving.append(_describe)
 
 
 def _announce(module: torch.nn.Module, one: FoundParameter):
