@@ -191,17 +191,22 @@ class QuantizedWeight(QuantizedModule):
     def _is_swapped(self) -> bool:
         """Whether the buffers are no longer the weight's tensors, as under ``torch.func.functional_call``."""
         own, q = self._buffers, self._q
-        return (own["weight"] is not q.packed or own["weight_scale"] is not q.stored_scale
-                or own["weight_zero_point"] is not q.zero_point
-                or q.operands[3] is not None  # few have more than those three, and a loop costs a call of the others 50 ns
-                and self._current("weight") is not q)  # fmt: skip
+        if (own["weight"] is not q.packed or own["weight_scale"] is not q.stored_scale
+                or own["weight_zero_point"] is not q.zero_point):  # fmt: skip
+            return True
+        for name, tensor in self._others:  # noqa: SIM110 -- a generator costs every call 0.2 us, and few have more than those three
+            if own[name] is not tensor:
+                return True
+        return False
 
     def __getstate__(self):
-        return super().__getstate__() | {"_q": None}  # which may be no longer the weight
+        return super().__getstate__() | {"_q": None, "_others": ()}  # which may be no longer the weight
 
     def _hold(self, name: str, q: QTensor) -> None:
         super()._hold(name, q)
         self._q = self._held[name]  # for forward, without a look-up
+        more = {name + SUFFIXES[field]: getattr(self._q, field) for field in (*SUFFIXES,)[3:]}
+        self._others = tuple((name, tensor) for name, tensor in more.items() if tensor is not None)
 
 
 def record_of(q: QTensor | QStack) -> Record:
