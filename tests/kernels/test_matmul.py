@@ -99,3 +99,15 @@ def test_layout_frag_gives_the_same_where_its_kernel_cannot_run(scheme, device):
     plan = tritonq.select(tritonq.MatmulDesc.of(half, there))
     error = (plan.run(half, there).double() - exact(half, q)).abs()
     assert (error <= bound(plan, half, q)).all()
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "nf4.dq", "mxfp8", "int4.g32", "uint4.g32.fz"])
+def test_what_is_written_into_a_weight_is_seen(scheme, device):
+    x, q = data(3, 19, 96, torch.float32, scheme, device)
+    dy, other = torch.randn(3, 19, device=device), data(4, 19, 96, torch.float32, scheme, device)[1]
+    products = (lambda q: tritonq.matmul(x, q), lambda q: torch.ops.tritonq.matmul_dx(dy, *q.operands), tritonq.dequantize)
+    before = [product(q) for product in products]
+    for mine, theirs in zip(q.flat(), other.flat(), strict=True):
+        mine.copy_(theirs)
+    for product, was in zip(products, before, strict=True):
+        assert torch.equal(product(q), product(other)) and not torch.equal(product(q), was)

@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import tritonq
 from tests.support.schemes import SCHEMES, same_bits, same_tensors
 from tritonq.errors import InvalidProblemError, UnsupportedError
-from tritonq.nn import QuantEmbedding, QuantLinear
+from tritonq.nn import QuantEmbedding, QuantExperts, QuantLinear
 
 BF16 = torch.bfloat16
 
@@ -244,6 +245,47 @@ def test_buffers_that_were_swapped_are_what_is_computed_with():
     q = tritonq.quantize(torch.randn(40, 96), "int8")
     got = torch.func.functional_call(layer, {"weight": q.packed, "weight_scale": q.scale}, (x,))
     assert same_bits(got, tritonq.matmul(x, q, layer.bias)) and not same_bits(got, layer(x))
+
+
+@pytest.mark.parametrize("scheme, field", [("nvfp4", "second_scale"), ("nf4.dq", "second_scale"), ("nf4.dq", "scale_offset"),
+                                           ("uint4.g32", "zero_point")])  # fmt: skip
+def test_any_buffer_can_be_swapped(scheme, field):
+    layer, x = linear(scheme), torch.randn(2, 96)
+    other = getattr(layer.qtensor, field) + 1
+    got = torch.func.functional_call(layer, {f"weight_{field}": other}, (x,))
+    assert same_bits(got, tritonq.matmul(x, replace(layer.qtensor, **{field: other}), layer.bias)) and not same_bits(got, layer(x))
+
+
+def test_act_order_can_be_swapped():
+    layer = QuantLinear(tritonq.quantize(torch.randn(24, 64), "int4.g16", g_idx=torch.arange(64) % 4))
+    other, x = layer.weight_column_order.flip(0), torch.randn(2, 64)
+    got = torch.func.functional_call(layer, {"weight_column_order": other}, (x,))
+    assert same_bits(got, tritonq.matmul(x, replace(layer.qtensor, column_order=other))) and not same_bits(got, layer(x))
+
+
+@pytest.mark.parametrize("scheme, layout", [("int8", "row"), ("nvfp4", "row"), ("nf4.dq", "frag"), ("nf4", "ksplit")])
+def test_buffers_that_were_assigned_are_the_weight_everywhere(scheme, layout):
+    """They were what forward used, while state dicts, copies and casts held the old weight."""
+    layer, x = linear(scheme, layout=layout), torch.randn(2, 96)
+    q = tritonq.quantize(torch.randn(40, 96), scheme).relayout(layout)
+    other = QuantLinear(q, layer.bias, layout)
+    for name, tensor in other.named_buffers():
+        setattr(layer, name, tensor)
+    assert layer.qtensor is layer.quantized["weight"] is q
+    assert all(map(same_bits, layer.state_dict().values(), other.state_dict().values()))
+    same = linear(scheme, layout=layout)
+    same.load_state_dict(layer.state_dict())
+    copies = [layer, same, copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to_linear(), layer.float()]
+    assert all(same_bits(one(x), other(x)) if isinstance(one, QuantLinear) else torch.allclose(one(x), other(x)) for one in copies)
+    assert layer.qtensor.layout == layout
+
+
+def test_assigned_buffers_of_experts_are_the_weights():
+    one, other = (QuantExperts.from_weights(torch.randn(2, 64, 32), torch.randn(2, 32, 32), "nf4.g32") for _ in range(2))
+    for name, tensor in other.named_buffers():
+        setattr(one, name, tensor)
+    assert all(map(same_bits, copy.deepcopy(one).state_dict().values(), other.state_dict().values()))
+    assert same_bits(one.weight("down_proj"), other.weight("down_proj"))
 
 
 def test_export_of_a_layer_with_act_order():

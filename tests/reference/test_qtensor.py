@@ -143,3 +143,30 @@ def test_unknown_layout():
         with pytest.raises(UnsupportedError, match="unknown layout 'marlin'; known layouts: row"):
             call()
     assert isinstance(Scheme.parse("int8"), Scheme)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "nf4.dq", "uint4.g32.fz", "int4.g16 act_order"])
+def test_what_is_written_into_its_tensors_is_seen(scheme, dtype):
+    """As DistributedDataParallel writes buffers in every forward."""
+    scheme, *order = scheme.split(" ")
+    g_idx = torch.arange(96) % 6 if order else None
+    w, x, dy = torch.randn(3, 40, 96).to(dtype), torch.randn(3, 96).to(dtype), torch.randn(3, 40).to(dtype)
+
+    def results(q):
+        return tritonq.matmul(x, q), torch.ops.tritonq.matmul_dx(dy, *q.operands), q.dequantize()
+
+    q = tritonq.quantize(w[0], scheme, g_idx=g_idx)
+    for other in w[1:]:
+        before, new = results(q), tritonq.quantize(3 * other, scheme, g_idx=None if g_idx is None else g_idx.flip(0))
+        for mine, theirs in zip(q.flat(), new.flat(), strict=True):
+            mine.copy_(theirs)
+        assert all(map(same_bits, results(q), results(new))) and not any(map(same_bits, results(q), before))
+
+
+def test_what_is_derived_is_made_once():
+    q = tritonq.quantize(torch.randn(40, 96), "nvfp4")
+    kept = q.group_scale
+    assert q.group_scale is kept
+    q.second_scale.mul_(2)
+    assert q.group_scale is kept and torch.equal(kept, q.stored_scale.float() * q.second_scale), "where kernels read it"

@@ -1,6 +1,8 @@
 """quantize_: which layers of a model are replaced, which are kept and why, and what the model computes then."""
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -257,3 +259,52 @@ def test_a_glob_that_matches_nothing():
     with pytest.raises(InvalidProblemError, match="matches none"):
         tritonq.quantize_(decoder(), {"*.gate.*": "int8"})
 
+
+
+def tied(scheme="nf4.g32") -> nn.ModuleDict:
+    model = nn.ModuleDict({"head": nn.Linear(64, 40, bias=False), "embedding": nn.Embedding(40, 64), "inner": nn.Linear(64, 64)})
+    model.head.weight = model.embedding.weight
+    tritonq.quantize_(model, scheme, include=["embedding.weight"])
+    assert are_tied(model)
+    return model
+
+
+def are_tied(model) -> bool:
+    return model.head.qtensor is model.embedding.qtensor and model.head.weight is model.embedding.weight is model.head.qtensor.packed
+
+
+@pytest.mark.parametrize("moved", [
+    lambda model: model.to("meta"), lambda model: model.to_empty(device="cpu"), lambda model: model._apply(torch.clone), nn.Module.half,
+    lambda model: model.to("cpu"), lambda model: nn.ModuleList([model, nn.Linear(2, 2)]).to("meta")[0]])  # fmt: skip
+def test_tied_codes_stay_tied_where_they_are_moved(moved):
+    model = tied()
+    before, alone = weakref.ref(model.head.qtensor), tied()
+    alone.head.qtensor = tritonq.quantize(torch.randn(40, 64), "nf4.g32")
+    assert are_tied(moved(model)) and not are_tied(moved(alone))
+    gc.collect()
+    assert before() is None  # nothing keeps what was moved
+
+
+@pytest.mark.parametrize("scheme", ["nf4.g32", "mxfp8", "fp8_e4m3.channel", "uint4.g32"])
+@pytest.mark.parametrize("left_out", ["", "embedding", "head"])
+def test_tied_codes_stay_tied_where_they_are_loaded(scheme, left_out):
+    """As torch's parameters do, also where a file names one of the two alone."""
+    model, other = tied(scheme), tied(scheme)
+    held = model.head.qtensor
+    state = {name: tensor for name, tensor in other.state_dict().items() if not left_out or not name.startswith(left_out)}
+    model.load_state_dict(state, strict=not left_out)
+    ids = torch.arange(40)
+    assert are_tied(model) and model.head.qtensor is held and same_bits(model.embedding(ids), other.embedding(ids))
+    assert all(mine.data_ptr() != theirs.data_ptr() for mine, theirs in zip(model.buffers(), other.buffers(), strict=True))
+
+
+def test_loading_over_inference_tensors_and_assigning():
+    w = torch.randn(40, 64)
+    with torch.inference_mode():
+        layer = QuantLinear(tritonq.quantize(torch.randn(40, 64), "mxfp8"))
+    other, held = QuantLinear(tritonq.quantize(w, "mxfp8")), layer.qtensor
+    layer.load_state_dict(other.state_dict())
+    assert all(map(same_bits, layer.qtensor.flat(), other.qtensor.flat())) and not same_bits(held.packed, other.weight)
+    assert layer.weight.data_ptr() != other.weight.data_ptr()
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert layer.weight.data_ptr() == other.weight.data_ptr()

@@ -1,4 +1,5 @@
 """Transformers: quantize while loading, save, reload, and what ``tritonq quantize`` wrote."""
+import copy
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import torch
 
 import tritonq
 from tests.support.schemes import same_bits, same_tensors
+from tritonq.errors import UnsupportedError
 from tritonq.nn import QuantLinear
 
 transformers = pytest.importorskip("transformers", minversion="5.19")
@@ -122,3 +124,36 @@ def test_weights_that_the_model_reads_itself(tmp_path):
         ffn = model.encoder.block[0].layer[1].DenseReluDense
         assert type(ffn.wi) is QuantLinear and type(ffn.wo) is torch.nn.Linear
         assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("scheme", ["nf4", {"*.mlp.*": "int8", "*.self_attn.*": "nvfp4"}], ids=str)
+def test_what_quantize_in_place_made_is_saved(source, tmp_path, scheme):
+    model = load(source)
+    tritonq.quantize_(model, scheme)
+    copy.deepcopy(model).save_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "quantized")
+    for path in ("copy", "quantized"):
+        again = load(tmp_path / path)
+        assert layers(again).keys() == layers(model).keys() and same_bits(logits(again), logits(model))
+
+
+def test_an_embedding_that_no_loader_takes_is_refused(source, tmp_path):
+    model = load(source)
+    tritonq.quantize_(model, "int8", include=["model.embed_tokens.weight"])
+    with pytest.raises(UnsupportedError, match="model.embed_tokens: .*tritonq.save"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_import_saving_in_place_quantized_models_is_refused(tmp_path):
+    code = f"""if True:
+        import tritonq, pytest
+        from tests.support.tiny_models import make
+        model = make("llama")
+        tritonq.quantize_(model, "int8")
+        with pytest.raises(tritonq.errors.UnsupportedError, match="import tritonq.integrations.transformers.*tritonq.save"):
+            model.save_pretrained({str(tmp_path / "out")!r})
+        import tritonq.integrations.transformers
+        model.save_pretrained({str(tmp_path / "out")!r})
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

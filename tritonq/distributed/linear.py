@@ -78,7 +78,7 @@ class ShardedLinear(QuantLinear):
     @property
     def part(self) -> QTensor:
         """What this rank holds."""
-        return self._q
+        return self._current("weight")
 
     @property
     def qtensor(self) -> QTensor:
@@ -93,7 +93,7 @@ class ShardedLinear(QuantLinear):
         # each rank's share of N gives its own share of the gradient of x
         local = x.to_local(grad_placements=[Shard(x.dim() - 1) if row else Partial()])
         bias = None if row or self.bias is None else self.bias.to_local()
-        if _is_compiling():
+        if _is_compiling() or self._is_swapped():
             y = torch.ops.tritonq.matmul(local, *self._operands(), bias)
         else:
             y = matmul(local, self._q, bias)
@@ -119,7 +119,7 @@ class ShardedLinear(QuantLinear):
 
     def _dtensors(self, name: str) -> dict[str, DTensor]:
         """The whole weight's tensors by their names in a file."""
-        split, row = self.sharding, self._q.relayout("row")
+        split, row = self.sharding, self.part.relayout("row")
         found = {}
         for field, placement in split.placements.items():
             local = getattr(row, field)

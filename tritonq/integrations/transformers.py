@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -23,9 +24,9 @@ from ..checkpoints.native import (
 )
 from ..checkpoints.rules import Rules
 from ..errors import CheckpointError, UnsupportedError
-from ..nn.convert import FoundParameter, decide, decode_what_is_read, parameters_of, places, put
+from ..nn.convert import FoundParameter, before_saving, decide, decode_what_is_read, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
-from ..nn.modules import QuantLinear
+from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
 from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
@@ -180,6 +181,23 @@ class TritonQQuantizer(HfQuantizer):
         return model
 
 
+def _describe(model) -> None:
+    """Give a model that :func:`tritonq.quantize_` changed what one has that was quantized while it was loaded."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    tables = [path for path, module in model.named_modules() if isinstance(module, QuantEmbedding)]
+    if tables:
+        rule = "from_pretrained puts no quantized embeddings into a model"
+        raise UnsupportedError(f"{', '.join(tables)}: {rule}; keep them, or take tritonq.save(model, path)")
+    if _records(model):
+        model.hf_quantizer = TritonQQuantizer(TritonQConfig(), pre_quantized=False)
+        model.is_quantized, model.quantization_method = True, FAMILY
+        model.hf_quantizer.postprocess_model(model)
+
+
+before_saving.append(_describe)
+
+
 def _announce(module: torch.nn.Module, one: FoundParameter):
     """Let the state dict say, until the hook is removed, that a weight comes as it was: before 5.23 Transformers casts it to what stands
     there, and only then has it quantized."""
@@ -199,7 +217,7 @@ class _Quantize(ConversionOps):
         path, _, name = full_layer_name.rpartition(".")
         module, value = model.get_submodule(path), value[0] if isinstance(value, list) else value
         make = quantize_stack if isinstance(module, QuantExperts) else quantize
-        tensors = to_tensors(full_layer_name, make(value, module.quantized[name].scheme))
+        tensors = to_tensors(full_layer_name, make(value, module._held[name].scheme))
         if missing_keys is not None:
             missing_keys.difference_update(tensors)
         module._is_hf_initialized = True

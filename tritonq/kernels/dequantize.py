@@ -68,8 +68,9 @@ def weight_arguments(q: QTensor) -> dict:
 
 
 def loadable_scale(q: QTensor) -> torch.Tensor | None:
-    """16-bit scales are widened by the kernel that loads them; 8-bit and two-level ones are expanded once, and kept."""
-    return q.scale if q.scheme.has_scale and q.scale.dtype.itemsize == 2 else q.group_scale
+    """16-bit scales are widened by the kernel that loads them; 8-bit and two-level ones are expanded, and kept."""
+    stored = q.stored_scale
+    return stored if stored is not None and stored.dtype.itemsize == 2 else q.group_scale
 
 
 def run_length(scheme: Scheme, dtype: torch.dtype) -> int:

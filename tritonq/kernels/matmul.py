@@ -1,6 +1,8 @@
 """Floor 3. The portable fused dequant-matmul: right for every scheme, shape and dtype, with no requirement on layout or alignment."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .._triton import jit, tl, triton
@@ -118,8 +120,22 @@ def bind(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch
         return TurnedBack(activation, config, shape)
     grid = (triton.cdiv(x.shape[0], config["BLOCK_M"]) * triton.cdiv(q.shape[0], config["BLOCK_N"]), 1)
     decode = decode_constants(q.scheme, x.dtype)
-    return BoundMatmul(
-        matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, loadable_scale(q), q.zero_point),
+    scale = loadable_scale(q)
+    product = BoundMatmul(
+        matmul_tiles, grid, x, q, bias, residual, shape=shape, weight=(q.packed, scale, q.zero_point),
         constants={"ACTIVATION": ACTIVATIONS[activation], "GATED": activation in GATED, **weight_sizes(q),
                    **decode, "enable_fp_fusion": contracts(decode["COMPUTE"]), **config},
     )  # fmt: skip
+    if scale is not q.stored_scale:
+        product.run = _refreshing(product.run)
+    return product
+
+
+def _refreshing(run: Callable) -> Callable:
+    """:attr:`BoundMatmul.run` of scales that are no tensor of the weight: a look brings them up to date, where they lie."""
+
+    def refreshed(x, q, bias, residual, workspace=None):
+        loadable_scale(q)
+        return run(x, q, bias, residual, workspace)
+
+    return refreshed

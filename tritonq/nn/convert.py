@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 
 from ..checkpoints.rules import Rules
 from ..checkpoints.tensorfile import DTYPE_NAMES, Entry
-from ..errors import InvalidProblemError, TritonQError
+from ..errors import InvalidProblemError, TritonQError, UnsupportedError
 from ..ops import quantize
 from ..qstack import refuses
 from ..scheme import Scheme
@@ -136,7 +137,25 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
                 one.replace(model, new)
             after = q.nbytes
         decided.append(Decided.of(one, chosen, reason, after))
+    for module in model.modules():
+        if any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__):  # of Transformers, which is not imported here
+            module.save_pretrained = partial(_save_pretrained, module)
     return QuantizationReport(tuple(decided))
+
+
+# What lets a model of a framework say, when it is saved, how it was quantized: integrations/transformers.py puts it there.
+before_saving: list[Callable[[torch.nn.Module], None]] = []
+
+
+def _save_pretrained(model: torch.nn.Module, *args, **more):
+    """``save_pretrained`` of a model that was quantized in place: its class alone would write what nothing reads."""
+    if not before_saving:
+        rule = "a model that quantize_ changed is saved in a form that can be loaded once the framework knows tritonq"
+        raise UnsupportedError(f"{type(model).__name__}.save_pretrained: {rule}; import tritonq.integrations.transformers (TritonQConfig) "
+                               "first, or take tritonq.save(model, path)")  # fmt: skip
+    for describe in before_saving:
+        describe(model)
+    return type(model).save_pretrained(model, *args, **more)
 
 
 _REPLACE = {

@@ -92,7 +92,7 @@ class QuantLinear(QuantizedWeight):
 
     def to_linear(self, dtype: torch.dtype | None = None) -> torch.nn.Linear:
         """An ordinary Linear with the decoded weight (``dtype``: by default the one that was quantized)."""
-        weight = dequantize(self._q, dtype)
+        weight = dequantize(self.qtensor, dtype)
         linear = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=weight.dtype)
         linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         linear.bias = self.bias
