@@ -12,6 +12,7 @@ PACKAGE = ROOT / "tritonq"
 # A module's floor is that of the longest name here that starts it. It may import its own floor and those below.
 FLOORS = {
     "tritonq.act_order": 0,
+    "tritonq.derived": 0,
     "tritonq.errors": 0,
     "tritonq.interpreter": 0,
     "tritonq.files": 0,

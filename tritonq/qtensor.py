@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from .act_order import check_order, column_order, inverse
+from .derived import Derived
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
 from .formats.packing import computable, pack_row, unpack_row
@@ -26,42 +27,6 @@ find_of_packed = _of_packed.data.get  # without the Python of WeakValueDictionar
 # A weight in the schema of an operator. What most schemes have stands by itself, since a list costs a call 0.3 us (docs/launch.md).
 WEIGHT = "Tensor packed, Tensor? scale, Tensor? zero_point, Tensor[]? others, str form"
 _OTHERS = "second_scale", "scale_offset", "expanded_scale", "column_order"
-
-
-class _Derived:
-    """A property that is made of a QTensor's scales, offsets or order, and kept: made anew, where it lies, once those were written to.
-
-    torch counts what is written to a tensor, but not to one of inference mode: what is made of such is kept as it is.
-    """
-
-    def __init__(self, make):
-        self.make, self.__doc__ = make, make.__doc__
-
-    def __set_name__(self, owner, name):
-        self.name, self.key = name, "_" + name
-
-    def __get__(self, q: QTensor | None, owner=None):
-        if q is None:
-            return self
-        sources, writes, kept = q.__dict__.get(self.key) or (None, None, None)
-        if sources is not None and _writes(sources) == writes:
-            return kept
-        _, scale, _, others, _ = q.operands
-        sources = [tensor for tensor in (scale, *(others or ())) if tensor is not None]
-        writes = _writes(sources)
-        with torch.inference_mode(False), torch.no_grad():  # what is kept must be one that can be written to, whoever asks
-            value = self.make(q)
-            if value is None or any(value is tensor for tensor in sources):
-                q.__dict__[self.name] = value  # found before this object from now on
-                return value
-            if kept is not None and kept is not value:
-                value = kept.copy_(value)  # kernels have its address
-        q.__dict__[self.key] = sources, writes, value
-        return value
-
-
-def _writes(tensors: list[torch.Tensor]) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +103,7 @@ class QTensor:
     def device(self) -> torch.device:
         return self.packed.device
 
-    @_Derived
+    @Derived
     def scale(self) -> torch.Tensor | None:
         """Scales ``[groups along N, groups along K]``: as stored, or expanded to float32 for ``dq``. The same in every layout."""
         if self.layout != "row":
@@ -151,7 +116,7 @@ class QTensor:
         expanded = table[flat.long()] * outer + self.scale_offset
         return expanded.nan_to_num().view(self.stored_scale.shape)  # a scale near the largest float32 must not become Inf
 
-    @_Derived
+    @Derived
     def group_scale(self) -> torch.Tensor | None:
         """What a level is multiplied by, float32 (float64 for s64): the stored scale, times the tensor's scale for nvfp4."""
         if self.stored_scale is None:
@@ -159,7 +124,7 @@ class QTensor:
         scale = self.scale if self.scale.dtype == torch.float64 else self.scale.float()
         return scale * self.second_scale if self.scheme.recipe == "nv" else scale
 
-    @_Derived
+    @Derived
     def column_rank(self) -> torch.Tensor | None:
         """The inverse of ``column_order``: column k of the matrix is packed column ``column_rank[k]``."""
         return None if self.column_order is None else inverse(self.column_order)

@@ -272,7 +272,7 @@ def test_buffers_that_were_assigned_are_the_weight_everywhere(scheme, layout):
     for name, tensor in other.named_buffers():
         setattr(layer, name, tensor)
     assert layer.qtensor is layer.quantized["weight"] is q
-    assert all(map(same_bits, layer.state_dict().values(), other.state_dict().values()))
+    assert same_tensors(layer.state_dict().values(), other.state_dict().values())
     same = linear(scheme, layout=layout)
     same.load_state_dict(layer.state_dict())
     copies = [layer, same, copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to_linear(), layer.float()]
@@ -284,7 +284,7 @@ def test_assigned_buffers_of_experts_are_the_weights():
     one, other = (QuantExperts.from_weights(torch.randn(2, 64, 32), torch.randn(2, 32, 32), "nf4.g32") for _ in range(2))
     for name, tensor in other.named_buffers():
         setattr(one, name, tensor)
-    assert all(map(same_bits, copy.deepcopy(one).state_dict().values(), other.state_dict().values()))
+    assert same_tensors(copy.deepcopy(one).state_dict().values(), other.state_dict().values())
     assert same_bits(one.weight("down_proj"), other.weight("down_proj"))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonq
-from tests.support.schemes import same_bits
+from tests.support.schemes import same_bits, same_tensors
 from tritonq.checkpoints.rules import keep_reason
 from tritonq.errors import InvalidProblemError
 from tritonq.nn import QuantEmbedding, QuantLinear
@@ -304,7 +304,7 @@ def test_loading_over_inference_tensors_and_assigning():
         layer = QuantLinear(tritonq.quantize(torch.randn(40, 64), "mxfp8"))
     other, held = QuantLinear(tritonq.quantize(w, "mxfp8")), layer.qtensor
     layer.load_state_dict(other.state_dict())
-    assert all(map(same_bits, layer.qtensor.flat(), other.qtensor.flat())) and not same_bits(held.packed, other.weight)
+    assert same_tensors(layer.qtensor.flat(), other.qtensor.flat()) and not same_bits(held.packed, other.weight)
     assert layer.weight.data_ptr() != other.weight.data_ptr()
     layer.load_state_dict(other.state_dict(), assign=True)
     assert layer.weight.data_ptr() == other.weight.data_ptr()

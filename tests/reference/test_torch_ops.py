@@ -209,6 +209,7 @@ def test_a_call_without_gradients_is_no_longer_than_one_in_inference_mode():
                 ops.matmul(x, *q.operands)
             finally:
                 sys.setprofile(None)
+    assert "matmul" in functions[torch.inference_mode]
     assert functions[torch.no_grad] == functions[torch.enable_grad] == functions[torch.inference_mode]
 
 
