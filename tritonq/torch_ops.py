@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from operator import is_not
 
 import torch
@@ -26,6 +27,7 @@ from .reference.matrix import activation_backward
 library = torch.library.Library("tritonq", "DEF")
 _ops = torch.ops.tritonq
 _is_grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+_is_profiled, _has_function_modes = torch._C._autograd._profiler_enabled, torch._C._is_torch_function_mode_enabled
 
 
 def choose_product(activation: str | None, x, q, bias, residual) -> Plan:
@@ -37,33 +39,36 @@ def _weight(packed, scale, zero_point, others, form) -> QTensor:
     return QTensor.from_flat(flat_operands(packed, scale, zero_point, others), form)
 
 
-def _matmul_kernel(gradients=None, below=None):
-    """The operator itself; with ``gradients`` and ``below``, which take its arguments too, what autograd calls in its place."""
-
-    def matmul(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
-        if gradients is not None and _is_grad_enabled() and _any_requires_grad(x, packed, scale, zero_point, others, bias, residual):
-            return gradients(x, packed, scale, zero_point, others, form, bias, activation, residual)
-        alive = find_of_packed(id(packed))
-        q = None if alive is None else alive()
-        if q is not None:  # compared by hand, since a key of form and tensors would take longer than all this
-            _, own_scale, own_zero_point, own_others, own_form = q.operands
-            if (own_scale is not scale or own_zero_point is not zero_point or own_form != form
-                    or own_others is not others and not _same(own_others, others)):  # fmt: skip
-                q = None
-        product = None if q is None else find(activation, choose_product, x, q, bias, residual)
-        if product is None:  # a weight that nobody keeps, arguments that are more than plain tensors, or operators are watched
-            if below is not None:
-                return below(x, packed, scale, zero_point, others, form, bias, activation, residual)
-            if q is None:
-                q = _weight(packed, scale, zero_point, others, form)
-            product = made(activation, choose_product, x, q, bias, residual)
-        return product.run(x, q, bias, residual)
-
-    return matmul
+def _kept_weight(packed, scale, zero_point, others, form) -> QTensor | None:
+    """The weight whose operands these are, the same objects, if somebody keeps one."""
+    alive = find_of_packed(id(packed))
+    q = None if alive is None else alive()
+    if q is not None:  # compared by hand, since a key of form and tensors would take longer than all this
+        _, own_scale, own_zero_point, own_others, own_form = q.operands
+        if (own_scale is not scale or own_zero_point is not zero_point or own_form != form
+                or own_others is not others and not _same(own_others, others)):  # fmt: skip
+            return None
+    return q
 
 
 def _same(some: Sequence | None, others: Sequence | None) -> bool:
     return some is not None and others is not None and len(some) == len(others) and not any(map(is_not, some, others))
+
+
+def _kept_product(choose, x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
+    """The product of a weight that is kept and plain tensors, where nobody watches operators; else None. ``choose``: see :func:`find`."""
+    q = _kept_weight(packed, scale, zero_point, others, form)
+    product = None if q is None else find(activation, choose, x, q, bias, residual)
+    return None if product is None else product.run(x, q, bias, residual)
+
+
+def _matmul(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
+    result = _kept_product(choose_product, x, packed, scale, zero_point, others, form, bias, activation, residual)
+    if result is not None:
+        return result
+    weight = packed, scale, zero_point, others, form
+    q = _kept_weight(*weight) or _weight(*weight)
+    return made(activation, choose_product, x, q, bias, residual).run(x, q, bias, residual)
 
 
 def _matmul_fake(x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
@@ -234,7 +239,7 @@ def define(schema: str, implementation, fake) -> None:
     torch.library.register_fake(f"tritonq::{name}", fake, lib=library)
 
 
-def differentiable(name: str, keep, backward, kernel=None) -> None:
+def differentiable(name: str, keep, backward, plain=None) -> None:
     """Gradients for an operator of ``torch.ops.tritonq``, as ``torch.library.register_autograd`` gives them, for less.
 
     That one dispatches every call a second time, whether or not gradients are wanted: with a kernel that does nothing 9.5 us under
@@ -243,8 +248,7 @@ def differentiable(name: str, keep, backward, kernel=None) -> None:
     Args:
         keep: (ctx, inputs, output); all inputs, those that have their defaults too.
         backward: (ctx, grad) -> a gradient or None for each input.
-        kernel: (gradients, below) -> what autograd calls. The first takes all arguments where a gradient is wanted, the second dispatches
-            them to what is below autograd. None: a kernel that always does one or the other.
+        plain: takes the operator's arguments -> a result, or None; tried where no gradient is wanted, before a further dispatch.
     """
     operator = getattr(_ops, name).default
     defaults = [argument.default_value for argument in operator._schema.arguments]
@@ -263,14 +267,43 @@ def differentiable(name: str, keep, backward, kernel=None) -> None:
     def either(*arguments):  # without those at the end that equal their defaults
         if _is_grad_enabled() and _any_requires_grad(*arguments):
             return Gradients.apply(*arguments, *defaults[len(arguments) :])
-        return below(*arguments)
+        result = None if plain is None else plain(*arguments)
+        return below(*arguments) if result is None else result
 
     Gradients.backward = staticmethod(backward)
-    library.impl(name, either if kernel is None else kernel(Gradients.apply, below), "Autograd")
+    library.impl(name, either, "Autograd")
+
+
+def straight(name: str, warm) -> None:
+    """Let calls of an operator from Python, those in compiled graphs among them, try ``warm`` before PyTorch's dispatcher, which takes
+    longer than all else in a warm call (docs/launch.md).
+
+    The dispatcher gets what ``warm`` does not know, arguments by name, calls that want gradients, and all calls under a profiler or a mode
+    of ``__torch_function__``.
+    The operator's two Python objects are given a class with a call of its own, as PyTorch has one for operators on script objects;
+    what they wrap, schema and kernels, stays as it is.
+
+    Args:
+        warm: takes the operator's arguments in their order -> a result, or None for what the dispatcher is to do.
+    """
+    packet = getattr(_ops, name)
+    arguments = packet.default._schema.arguments
+    fewest, most = sum(not argument.has_default_value() for argument in arguments), len(arguments)
+
+    def call(self, /, *arguments, **named):
+        if (named or not fewest <= len(arguments) <= most or _is_profiled() or _has_function_modes()
+                or _is_grad_enabled() and _any_requires_grad(*arguments)):  # fmt: skip
+            return self._op(*arguments, **named)
+        result = warm(*arguments)
+        return self._op(*arguments) if result is None else result
+
+    for operator in (packet, packet.default):
+        parent = type(operator)
+        operator.__class__ = type(parent.__name__, (parent,), {"__call__": call})
 
 
 define(f"matmul(Tensor x, {WEIGHT}, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
-       _matmul_kernel(), _matmul_fake)  # fmt: skip
+       _matmul, _matmul_fake)  # fmt: skip
 define(f"matmul_dx(Tensor dy, {WEIGHT}) -> Tensor", _matmul_dx, _matmul_dx_fake)
 define(f"grouped_matmul(Tensor x, {WEIGHT}, Tensor ends, str? activation=None) -> Tensor", _grouped_matmul, _grouped_matmul_fake)
 define(f"grouped_matmul_dx(Tensor dy, {WEIGHT}, Tensor ends) -> Tensor",
@@ -278,7 +311,8 @@ define(f"grouped_matmul_dx(Tensor dy, {WEIGHT}, Tensor ends) -> Tensor",
 define(f"dequantize({WEIGHT}, ScalarType? dtype=None) -> Tensor", _dequantize, _dequantize_fake)
 define(f"embedding(Tensor ids, {WEIGHT}) -> Tensor", _embedding, _embedding_fake)
 define("quantize(Tensor x, str scheme, str layout='row') -> Tensor[]", _quantize, _quantize_fake)
-differentiable("matmul", _keep_for_backward, _matmul_backward, _matmul_kernel)
+differentiable("matmul", _keep_for_backward, _matmul_backward, partial(_kept_product, choose_product))
+straight("matmul", partial(_kept_product, None))
 differentiable("grouped_matmul", _keep_for_grouped_backward, _grouped_backward)
 differentiable("matmul_dx", lambda ctx, inputs, output: _keep(ctx, inputs), _matmul_dx_backward)
 

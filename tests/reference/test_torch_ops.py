@@ -1,17 +1,20 @@
 """``torch.ops.tritonq``: fakes, gradients, torch.compile and torch.export, on the CPU."""
-import sys
+import copy
 from dataclasses import fields
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonq
 from tests.support.schemes import same_bits, same_tensors
 from tritonq import QTensor
 from tritonq.errors import InvalidProblemError
+from tritonq.nn import QuantLinear
 from tritonq.qtensor import operands
 
 ops = torch.ops.tritonq
@@ -197,20 +200,119 @@ def test_export_keeps_the_operators():
     torch.testing.assert_close(program.module()(x), module(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_call_without_gradients_is_no_longer_than_one_in_inference_mode():
-    """Functions of Python that it goes through: to dispatch it twice costs as much as a launch by Triton, see docs/launch.md."""
-    q, x, functions = tritonq.quantize(torch.randn(32, 64), "int4.g32"), torch.randn(2, 64), {}
-    for surroundings in (torch.inference_mode, torch.no_grad, torch.enable_grad):
-        called = functions[surroundings] = []
-        with surroundings():
-            ops.matmul(x, *q.operands)
-            sys.setprofile(lambda frame, event, _, called=called: called.append(frame.f_code.co_name) if event == "call" else None)
-            try:
-                ops.matmul(x, *q.operands)
-            finally:
-                sys.setprofile(None)
-    assert "matmul" in functions[torch.inference_mode]
-    assert functions[torch.no_grad] == functions[torch.enable_grad] == functions[torch.inference_mode]
+class Seen(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+PLACES = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "enable_grad": torch.enable_grad}
+WATCHED = {"a profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]), "a function mode": Seen,
+           "a dispatch mode": lambda: FlopCounterMode(display=False)}  # fmt: skip
+
+
+@pytest.fixture(params=["matmul", "matmul.default"])
+def dispatched(request, monkeypatch):
+    """An object of the operator, and the calls that it hands to PyTorch's dispatcher."""
+    operator, calls = ops.matmul if request.param == "matmul" else ops.matmul.default, []
+    monkeypatch.setattr(operator, "_op", lambda *args, inner=operator._op, **named: calls.append(args) or inner(*args, **named))
+    return operator, calls
+
+
+@pytest.mark.parametrize("place", [*PLACES.values()], ids=[*PLACES])
+@pytest.mark.parametrize("more", [(), (torch.ones(24),), (None, "relu"), (torch.ones(24), None, torch.ones(3, 24))])
+def test_a_warm_call_spares_the_dispatcher(dispatched, place, more):
+    operator, calls = dispatched
+    q, x = weight(), torch.randn(3, 64)
+    with place():
+        results = [operator(x, *q.operands, *more) for _ in range(4)]
+    assert len(calls) == 1 and all(same_bits(result, results[0]) for result in results)
+    with place():
+        assert operator(x.double(), *q.operands, *more).shape == (3, 24) and len(calls) == 2, "of another form"
+
+
+@pytest.mark.parametrize("how", [*WATCHED, "names", "a gradient", "vmap", "FakeTensor", "torch.fx", "no weight", "another form", "make_fx"])
+def test_what_the_dispatcher_gets_when_warm(dispatched, how):
+    operator, calls = dispatched
+    q, x = weight(), torch.randn(3, 64)
+    want = [operator(x, *q.operands) for _ in range(2)][1]
+    assert len(calls) == 1
+    tensors = given([tensor.clone() for tensor in q.flat()], q)
+    with WATCHED.get(how, torch.no_grad)() if how != "a gradient" else torch.enable_grad():
+        if how == "names":
+            assert same_bits(operator(x, *q.operands, activation="relu"), want.relu())
+            got = operator(x, *q.operands[:-1], form=q.form)
+        elif how == "a gradient":
+            got = operator(x.clone().requires_grad_(), *q.operands)
+            assert got.requires_grad
+        elif how == "vmap":
+            got = torch.vmap(lambda row: operator(row, *q.operands))(x)
+        elif how == "FakeTensor":
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                assert isinstance(operator(mode.from_tensor(x), *q.operands), FakeTensor)
+            got = want
+        elif how in ("torch.fx", "make_fx"):
+            trace = torch.fx.symbolic_trace if how == "torch.fx" else lambda function: make_fx(function)(x)
+            graph = trace(lambda x: operator(x, *q.operands))
+            assert {ops.matmul, ops.matmul.default} & {node.target for node in graph.graph.nodes}
+            calls.append(x)  # while it is traced, torch.fx calls nothing
+            got = graph(x)
+        elif how == "no weight":
+            got = operator(x, *tensors)
+        elif how == "another form":
+            with pytest.raises(InvalidProblemError, match="a form reads like"):
+                operator(x, *q.operands[:-1], "int4 of some kind")
+            got = want
+        else:
+            got = operator(x, *q.operands)
+    assert len(calls) > 1
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("product", [tritonq.matmul, lambda x, q: ops.matmul(x, *q.operands), lambda x, q: QuantLinear(q)(x)])
+@pytest.mark.parametrize("place", [*PLACES.values()], ids=[*PLACES])
+def test_a_warm_product_is_traced_as_the_operator(product, place):
+    q, x = weight(), torch.randn(3, 64)
+    with place():
+        want = [product(x, q) for _ in range(2)][1]
+        graph = make_fx(lambda x: product(x, q))(x)
+        assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [ops.matmul.default]
+        assert same_bits(graph(x), want)
+
+
+def test_a_profile_names_the_operator():
+    q, x = weight(), torch.randn(3, 64)
+    ops.matmul(x, *q.operands)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.matmul(x, *q.operands)
+    assert "tritonq::matmul" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("arguments, text", [
+    (lambda x, q: (x, *q.operands[:-1]), "missing value for argument 'form'"),
+    (lambda x, q: (x, *q.operands, None, None, None, None), "expected at most 9 argument"),
+    (lambda x, q: (x, *q.operands, 3), "for argument 'bias'"),
+    (lambda x, q: (x, *q.operands, None, 3), "for argument 'activation'"),
+    (lambda x, q: (x, *q.operands, None, []), "for argument 'activation'"),
+    (lambda x, q: (1, *q.operands), "for argument 'x'"),
+    (lambda x, q: (x, 1, *q.operands[1:]), "for argument 'packed'"),
+    (lambda x, q: (x, *q.operands[:-1], 5), "for argument 'form'"),
+])  # fmt: skip
+@pytest.mark.parametrize("operator", [ops.matmul, ops.matmul.default])
+def test_a_warm_operator_refuses_as_pytorch_does(operator, arguments, text):
+    q, x = weight(), torch.randn(3, 64)
+    operator(x, *q.operands), operator(x, *q.operands)
+    with pytest.raises(RuntimeError, match=text):
+        operator(*arguments(x, q))
+
+
+def test_the_operator_is_what_pytorch_takes_for_one():
+    assert isinstance(ops.matmul, torch._ops.OpOverloadPacket) and isinstance(ops.matmul.default, torch._ops.OpOverload)
+    assert repr(ops.matmul.default) == "<OpOverload(op='tritonq.matmul', overload='default')>" and str(ops.matmul) == "tritonq.matmul"
+    assert copy.deepcopy(ops.matmul.default) is ops.matmul.default and ops.matmul.overloads() == ["default"]
+    q = weight()
+    traced = torch.fx.symbolic_trace(lambda x: ops.matmul(x, *q.operands))
+    assert "torch.ops.tritonq.matmul(" in traced.code
+    torch.testing.assert_close(copy.deepcopy(traced)(x := torch.randn(2, 64)), tritonq.matmul(x, q))
 
 
 @pytest.mark.parametrize("x", [torch.randn(3, 64), torch.randn(2, 5, 64), torch.randn(0, 64)])

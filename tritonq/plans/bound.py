@@ -24,7 +24,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _TensorGuards = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 
-def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+def find(owner, choose: Callable | None, x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
          workspace: torch.Tensor | None = None) -> Product | None:  # fmt: skip
     """The product of these arguments, from the weight where it keeps one like it.
 
@@ -33,7 +33,7 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
 
     Args:
         owner: tells apart who asks: the name of an activation, or a plan's own ``choose``.
-        choose: (owner, x, q, bias, residual) -> the plan, after every check.
+        choose: (owner, x, q, bias, residual) -> the plan, after every check. None: look no further than the latest call of this kind.
         workspace: what :meth:`Product.run` will be given; the plan checks it, all but its address, which ``run`` looks at.
     """
     try:  # the latest of its kind; kinds are spelled out, since a key of several and a list of tensors take as long as the check
@@ -55,11 +55,11 @@ def find(owner, choose: Callable, x: torch.Tensor, q: QTensor, bias: torch.Tenso
         else:
             check, backend, product = latest.residual[bias is None, workspace is None]
             same = check(*[tensor for tensor in (x, bias, residual, workspace) if tensor is not None])
-        if same and _variable(_backend) == backend:
+        if same and _variable(_backend) == backend and not _dispatch_modes():  # the check passes under some modes, make_fx's for one
             return product
     except (KeyError, AttributeError, TypeError):  # none yet, no tensor, no QTensor
         pass
-    product = _look_up(owner, choose, x, q, bias, residual)
+    product = None if choose is None else _look_up(owner, choose, x, q, bias, residual)
     if product is not None:
         if workspace is not None:
             product.plan.check_workspace(workspace, x, q, bias, residual)
