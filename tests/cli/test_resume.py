@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import tritonq
 from tests.cli.models import fingerprint, model_files, tensors, write_folder
-from tritonq.checkpoints import journal, quantize_checkpoint, stream, writer
+from tritonq.checkpoints import journal, quantize_checkpoint, writer
 from tritonq.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +49,8 @@ def assert_files_whole(out: Path) -> None:
 
 KILL = """
 import os, signal, sys
-from tritonq.checkpoints import quantize_checkpoint, stream
-calls, add = 0, stream.FileWriter.add
+from tritonq.checkpoints import quantize_checkpoint, writer
+calls, add = 0, writer.FileWriter.add
 def killing(self, name, tensor):
     global calls
     calls += 1
@@ -58,7 +58,7 @@ def killing(self, name, tensor):
     if calls == int(sys.argv[3]):
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-stream.FileWriter.add = killing
+writer.FileWriter.add = killing
 quantize_checkpoint(sys.argv[1], sys.argv[2], "nf4")
 """
 
@@ -274,7 +274,7 @@ def test_full_disk_is_one_line_and_leaves_no_partial(source, tmp_path, cli, monk
     def full(self, name, tensor):
         raise OSError(28, "No space left on device", str(self.partial))
 
-    monkeypatch.setattr(stream.FileWriter, "add", full)
+    monkeypatch.setattr(writer.FileWriter, "add", full)
     refused = cli("quantize", source, "--scheme", "nf4", "-o", tmp_path / "out")
     assert refused.status == 2 and "No space left on device" in refused.err
     assert not list((tmp_path / "out").glob("*.partial"))

@@ -7,7 +7,9 @@ Source: bitsandbytes ``functional.QuantState.as_dict``. Weights decode to the bi
 """
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +19,10 @@ from ..formats import fp4_bnb, nf4
 from ..formats.dynamic_map import DYNAMIC_MAP
 from ..qtensor import NAMED_DTYPES, QTensor
 from ..scheme import DQ_BLOCK, Scheme
-from .family import Family, Record, checked_shape
+from .family import Family, Record, Target, checked_shape
 from .source import Source
 from .tensorfile import load_json, shorten
+from .writer import Stored
 
 _KINDS = {"nf4": ("nf4", nf4.LEVELS), "fp4": ("fp4_bnb", fp4_bnb.LEVELS)}  # their name -> (our format, its levels)
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # functional.quantize_4bit
@@ -32,7 +35,7 @@ _LARGEST_STATE = 1 << 16
 _SMALLEST_GROUP = 16
 
 
-class BitsAndBytes(Family):
+class BitsAndBytes(Family, Target):
     """The family of this file."""
 
     name = "bitsandbytes"
@@ -73,6 +76,45 @@ class BitsAndBytes(Family):
             scale = scale[first // state.block]
         return QTensor.from_tensors(scheme, (n, k), record.dtype, parts | {"scale": scale.view(scheme.scale_shape(n, k))})
 
+    def stored(self, name: str, record: Record, *, act_order: bool) -> Stored:
+        scheme, (n, k) = Scheme.parse(record.scheme), record.matrix_shape
+        kind = _kind_of(scheme)
+        if kind is None or act_order or n * k == 0 or k % scheme.group_size:
+            rule = f"nf4 and fp4_bnb in groups of {', '.join(map(str, _BLOCK_SIZES))} that divide a row, with float32 scales or .dq"
+            what = f"{record.scheme}{' in act-order' * act_order} of shape {list(record.shape)}"
+            raise CheckpointError(f"bitsandbytes stores {rule}, not {what}; quantize the original weights to nf4.g64")
+        if str(record.dtype).removeprefix("torch.") not in _DTYPES:
+            raise CheckpointError(f"bitsandbytes decodes to {', '.join(_DTYPES)}, not {record.dtype}")
+        blocks = n * k // scheme.group_size
+        sizes = {"": ("U8", (n * k // 2, 1)), ".quant_map": ("F32", (16,)), f"{_STATE}{kind}": ("U8", (_LARGEST_STATE,))}
+        if "dq" in scheme.options:
+            sizes |= {".absmax": ("U8", (blocks,)), ".nested_absmax": ("F32", (-(-blocks // DQ_BLOCK),)),
+                      ".nested_quant_map": ("F32", (256,))}  # fmt: skip
+        else:
+            sizes |= {".absmax": ("F32", (blocks,))}
+        return {name + suffix: entry for suffix, entry in sizes.items()}
+
+    def tensors(self, name: str, record: Record, q: QTensor) -> dict[str, torch.Tensor]:
+        kind, nested = _kind_of(q.scheme), "dq" in q.scheme.options
+        state = {"quant_type": kind, "blocksize": q.scheme.group_size, "dtype": str(record.dtype).removeprefix("torch."),
+                 "shape": list(record.shape)}  # fmt: skip
+        parts = {"": ((q.packed >> 4) | (q.packed << 4)).view(-1, 1), ".absmax": q.stored_scale.reshape(-1),
+                 ".quant_map": _table(_KINDS[kind][1])}  # fmt: skip
+        if nested:
+            state |= {"nested_blocksize": DQ_BLOCK, "nested_dtype": "float32", "nested_offset": q.scale_offset.item()}
+            parts |= {".nested_absmax": q.second_scale.reshape(-1), ".nested_quant_map": _table(DYNAMIC_MAP)}
+        text = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        return {name + suffix: tensor for suffix, tensor in (parts | {f"{_STATE}{kind}": text}).items()}
+
+    def config(self, records: dict[str, Record], kept: list[str]) -> dict:
+        schemes = Counter(Scheme.parse(record.scheme) for record in records.values())
+        scheme, dtype = schemes.most_common(1)[0][0], Counter(record.dtype for record in records.values()).most_common(1)[0][0]
+        return {"quantization_config": {
+            "quant_method": self.name, "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": _kind_of(scheme),
+            "bnb_4bit_use_double_quant": "dq" in scheme.options, "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+            "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": [name.removesuffix(".weight") for name in kept],
+        }}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
@@ -106,6 +148,14 @@ class _State:
             if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not abs(offset) <= torch.finfo(torch.float32).max:
                 raise CheckpointError(f"{where}: nested_offset must be a finite number, got {shorten(offset)}")
         return cls(shape=shape, dtype=NAMED_DTYPES[dtype], block=block, outer_block=outer_block, offset=offset)
+
+
+def _kind_of(scheme: Scheme) -> str | None:
+    """Their name for the format of a scheme that they have; None for another."""
+    for kind, (fmt, _) in _KINDS.items():
+        if scheme in {Scheme.parse(f"{fmt}.g{size}{nested}") for size in _BLOCK_SIZES for nested in ("", ".dq")}:
+            return kind
+    return None
 
 
 def _record(source: Source, name: str, stored: str) -> Record:

@@ -77,6 +77,10 @@ class Checkpoint:
             return [name]
         return [stored for stored in self._family.stored_names(name) if stored in self.source]
 
+    def act_order(self, name: str) -> bool:
+        """Whether the columns of quantized weight ``name`` are packed in another order than its own."""
+        return self._family.act_order(name, self.source)
+
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.source.path)!r}, {self.family}, {len(self)} tensors, {len(self.records)} quantized)"
 

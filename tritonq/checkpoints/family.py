@@ -1,4 +1,7 @@
-"""Where families of checkpoints plug in: how a method stores quantized weights, one file per family, listed in ``families.py``."""
+"""Where families of checkpoints plug in: how a method stores quantized weights, one file per family, listed in ``families.py``.
+
+A :class:`Family` is read, a :class:`Target` is written; a class may be both.
+"""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -12,6 +15,9 @@ from ..qtensor import NAMED_DTYPES, QTensor
 from ..scheme import Scheme
 from .source import Source
 from .tensorfile import shorten
+from .writer import Stored
+
+METADATA_KEY = "tritonq"  # of a file's header: the description of its quantized weights by our own family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +90,45 @@ class Family(ABC):
         Raises:
             TritonQError: tensors that cannot be what the record says.
         """
+
+    def act_order(self, name: str, source: Source) -> bool:
+        """Whether the columns of weight ``name`` are packed in another order than its own."""
+        return False
+
+
+class Target(ABC):
+    """One way to write weights that are quantized, without a change of any value.
+
+    Attributes:
+        name: as ``tritonq convert --to`` takes it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def stored(self, name: str, record: Record, *, act_order: bool) -> Stored:
+        """The tensors that weight ``name`` takes in a file, with shapes that need no less room in its header.
+
+        Raises:
+            CheckpointError: a weight that cannot be stored so.
+        """
+
+    @abstractmethod
+    def tensors(self, name: str, record: Record, q: QTensor) -> dict[str, torch.Tensor]:
+        """The weight's tensors."""
+
+    def record(self, record: Record) -> Record | None:
+        """The record of such a weight where it is stored so; None where it is quantized no more."""
+        return record
+
+    def metadata(self, metadata: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
+        """The header's metadata of a file that had ``metadata`` and now has the quantized weights ``records``."""
+        return {"format": "pt", **{key: value for key, value in metadata.items() if key != METADATA_KEY}}
+
+    def beside(self, records: dict[str, Record]) -> dict[str, dict]:
+        """JSON files beside the weights: names and contents."""
+        return {}
+
+    def config(self, records: dict[str, Record], kept: list[str]) -> dict:
+        """What goes into config.json, ``quantization_config`` or nothing. ``kept``: other tensors of two axes and more."""
+        return {}

@@ -1,17 +1,15 @@
-"""What a quantize job has finished, on disk, so that a killed job goes on where it stopped and never mixes two jobs."""
+"""What a job has finished, on disk, so that a killed job goes on where it stopped and never mixes two jobs."""
 from __future__ import annotations
 
 import hashlib
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import PARTIAL
-from .rules import Rules
-from .source import INDEX_SUFFIX, JOURNAL, REPORT, Source
+from .source import INDEX_SUFFIX, JOURNAL, MANIFEST, REPORT, Source
 from .tensorfile import open_file, read_json, shorten
 from .writer import write_json
 
@@ -23,11 +21,9 @@ except ImportError:  # not a POSIX system: two jobs on one folder are not notice
 FORMAT_VERSION = 2
 
 
-def identity(source: Source, rules: Rules, *, tied: bool) -> dict:
+def identity(source: Source, choices: dict, *, tied: bool) -> dict:
     """What makes two jobs the same job: the choices, whether lm_head is tied, and every source file's name, size, time and header."""
     files = [{"name": f.path.name, "size": f.size, "mtime_ns": f.mtime_ns, "header_sha256": f.header_hash} for f in source.files]
-    choices = {name: [list(item) if isinstance(item, tuple) else item for item in value] if isinstance(value, tuple) else value
-               for name, value in asdict(rules).items()}  # fmt: skip
     return {"format_version": FORMAT_VERSION, "rules": choices, "tied": tied, "source": files}
 
 
@@ -118,8 +114,8 @@ def _clear(folder: Path, known: Path | None, outputs: list[str]) -> None:
     begun, weights = ([name for name in _names(value) if Path(name).name == name and name.endswith(".safetensors")]
                       for value in (planned, old.get("files")))  # fmt: skip
     carried = [name for name in _names(old.get("carried")) if folder.resolve() in (folder / name).resolve().parents]
-    indexes = [path.name for end in ("", PARTIAL) for path in folder.glob(f"*{INDEX_SUFFIX}{end}")] if known else []
-    for name in (*weights, *carried, *(name + PARTIAL for name in (*begun, *carried)), *indexes, JOURNAL, REPORT):
+    described = [MANIFEST, *(path.name for end in ("", PARTIAL) for path in folder.glob(f"*{INDEX_SUFFIX}{end}"))] if known else []
+    for name in (*weights, *carried, *(name + PARTIAL for name in (*begun, *carried)), *described, JOURNAL, REPORT):
         if (folder / name).is_file():
             (folder / name).unlink()
     for path in (*folder.glob("*.safetensors"), *folder.glob(f"*{INDEX_SUFFIX}")):
@@ -153,6 +149,8 @@ def _difference(old, new: dict) -> str | None:
 def _words(rules) -> str:
     """The choices of a job as one would type them."""
     try:
+        if "to" in rules:
+            return f"convert --to {rules['to']}"
         schemes = [rules["default"] or "", *(f"{glob}={scheme}" for glob, scheme in rules["patterns"])]
         return " ".join([s for s in schemes if s] + [f"--{option} {glob}" for option in ("include", "exclude") for glob in rules[option]])
     except (TypeError, KeyError, ValueError):  # a file that was damaged

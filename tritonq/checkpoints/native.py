@@ -15,14 +15,13 @@ import torch
 from ..errors import CheckpointError
 from ..qtensor import QTensor, expected_flat
 from ..scheme import Scheme
-from .family import Family, Record
-from .source import Source
+from .family import METADATA_KEY, Family, Record, Target
+from .source import MANIFEST, Source
 from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json, shorten
+from .writer import Stored
 
 FAMILY = "tritonq"
 FORMAT_VERSION = 1
-METADATA_KEY = "tritonq"
-MANIFEST = "tritonq.json"
 
 _SUFFIXES = {
     "packed": "",
@@ -39,7 +38,7 @@ def stored_names(name: str, record: Record | None) -> list[str]:
     return [name + suffix for suffix in _SUFFIXES.values()] if record else [name]
 
 
-def expected(name: str, record: Record, *, act_order: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
+def expected(name: str, record: Record, *, act_order: bool = False) -> Stored:
     """The tensors that weight ``name`` has in a file: their names, and of each the name of its dtype and its shape."""
     flat = expected_flat(Scheme.parse(record.scheme), record.matrix_shape, record.dtype, "row")
     parts = flat | ({"column_order": ((record.matrix_shape[1],), torch.int32)} if act_order else {})
@@ -106,7 +105,7 @@ def quantization_config(records: dict[str, Record], kept: list[str]) -> dict:
     }
 
 
-class Native(Family):
+class Native(Family, Target):
     """The family of this file."""
 
     name = FAMILY
@@ -132,7 +131,7 @@ class Native(Family):
 
     def _check_headers(self, source: Source, name: str, record: Record) -> None:
         """The tensors of weight ``name`` are those that its description asks for; what they hold is not read."""
-        wanted = expected(name, record, act_order=name + _SUFFIXES["column_order"] in source)
+        wanted = expected(name, record, act_order=self.act_order(name, source))
         for stored in self.stored_names(name):
             entry = source.entry(stored) if stored in source else None
             got = (entry.dtype, entry.shape) if entry else None
@@ -145,3 +144,21 @@ class Native(Family):
 
     def assemble(self, name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
         return from_tensors(name, record, tensors)
+
+    def act_order(self, name: str, source: Source) -> bool:
+        return name + _SUFFIXES["column_order"] in source
+
+    def stored(self, name: str, record: Record, *, act_order: bool) -> Stored:
+        return expected(name, record, act_order=act_order)
+
+    def tensors(self, name: str, record: Record, q: QTensor) -> dict[str, torch.Tensor]:
+        return to_tensors(name, q)
+
+    def metadata(self, metadata: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
+        return header_metadata(metadata, records)
+
+    def beside(self, records: dict[str, Record]) -> dict[str, dict]:
+        return {MANIFEST: manifest(records)}
+
+    def config(self, records: dict[str, Record], kept: list[str]) -> dict:
+        return {"quantization_config": quantization_config(records, kept)}

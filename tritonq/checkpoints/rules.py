@@ -47,6 +47,11 @@ class Rules:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    def to_json(self) -> dict:
+        """The fields, with lists for tuples."""
+        return {"default": self.default, "patterns": [list(pair) for pair in self.patterns],
+                "include": list(self.include), "exclude": list(self.exclude)}  # fmt: skip
+
     @classmethod
     def parse(cls, schemes: str | dict | Iterable[str], include: Iterable[str] = (), exclude: Iterable[str] = ()) -> Rules:
         """From ``"nf4.g64"``, ``{"*.mlp.*": "int4.g32", "*": "int8"}``, or ``["nf4", "*.mlp.*=int4.g32"]``; schemes are checked."""

@@ -13,6 +13,7 @@ from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json, s
 INDEX_SUFFIX = ".safetensors.index.json"
 JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
 REPORT = "tritonq_report.json"
+MANIFEST = "tritonq.json"  # beside the weights of our own family
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
 _LARGEST_CARRIED = 64 << 20
 
@@ -69,7 +70,7 @@ class Source:
             if any(part.startswith(".") for part in relative.parts) or not path.is_file():
                 continue
             name = relative.name
-            if name.endswith((".partial", JOURNAL, REPORT)) or path in own:
+            if name.endswith((".partial", JOURNAL, REPORT)) or name == MANIFEST or path in own:
                 continue
             weights = name.endswith((".safetensors", INDEX_SUFFIX, ".index.json", *_OTHER_WEIGHTS))
             (leave if weights or path.stat().st_size > _LARGEST_CARRIED else carry).append(relative)
@@ -108,7 +109,7 @@ def of_files(paths: Iterable[str | Path]) -> Source:
 
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / JOURNAL).is_file():
-        raise CheckpointError(f"{folder}: holds an unfinished quantize job ({JOURNAL}); run the same command again to finish it")
+        raise CheckpointError(f"{folder}: holds an unfinished job ({JOURNAL}); run the same command again to finish it")
 
 
 def _open_folder(folder: Path) -> Source:

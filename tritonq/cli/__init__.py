@@ -1,4 +1,4 @@
-"""Floor 7. The command line: ``tritonq demo | formats | quantize | inspect | verify | plan | explain | bench | tune``.
+"""Floor 7. The command line: ``tritonq demo | formats | quantize | inspect | verify | convert | plan | explain | bench | tune``.
 
 Exit status: 0 done, 1 a check failed, 2 bad usage or input. Errors are one line on stderr.
 """
@@ -14,11 +14,11 @@ import torch
 from .._version import __version__
 from ..backend import backend
 from ..errors import TritonQError
-from . import bench, demo, explain, formats, inspect, plan, quantize, tune, verify
+from . import bench, convert, demo, explain, formats, inspect, plan, quantize, tune, verify
 from .output import reader_may_leave
 from .parser import Parser, UsageError
 
-COMMANDS = (demo, formats, quantize, inspect, verify, plan, explain, bench, tune)
+COMMANDS = (demo, formats, quantize, inspect, verify, convert, plan, explain, bench, tune)
 
 
 def build_parser() -> Parser:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from ..checkpoints import quantize_checkpoint
+from ..checkpoints.job import report_rows
 from ..checkpoints.rules import RULES_TEXT
-from ..checkpoints.stream import report_rows
 from ..checkpoints.tensorfile import read_json, shorten
 from ..errors import CheckpointError
 from ..sizes import format_bytes
@@ -62,13 +62,13 @@ def show(report: dict, destination: str) -> None:
     """The tables at the end of a job: what was quantized, what was kept and why, the worst layers, the sums."""
     rows, sums = report_rows(report), report["totals"]
     coded = [
-        [name, count, shape, scheme, _bits(members), decibel(min((m["quality"] for m in members), key=_sqnr))]
-        for name, count, shape, scheme, members in _grouped([r for r in rows if r["scheme"]], "scheme")
+        [name, count, shape, scheme, bits(members), decibel(min((m["quality"] for m in members), key=_sqnr))]
+        for name, count, shape, scheme, members in grouped([r for r in rows if r["scheme"]], "scheme")
     ]
     table("quantized (bits per weight, SQNR of the worst of n)", ["weights~", "n>", "shape", "scheme", "bits>", "SQNR>"], coded)
     kept = [
-        [name, count, shape, format_bytes(_after(members)), reason]
-        for name, count, shape, reason, members in _grouped([r for r in rows if not r["scheme"]], "reason")
+        [name, count, shape, format_bytes(size_after(members)), reason]
+        for name, count, shape, reason, members in grouped([r for r in rows if not r["scheme"]], "reason")
     ]
     table("kept", ["tensors~", "n>", "shape", "size>", "why~"], kept)
     quantized = sorted((r for r in rows if r["scheme"]), key=lambda r: _sqnr(r["quality"]))
@@ -81,14 +81,14 @@ def show(report: dict, destination: str) -> None:
     if report["resumed_files"]:
         say(f"{report['resumed_files']} of {len(report['files'])} files were finished before and not redone")
     before, after = sums["bytes_before"], sums["bytes_after"]
-    bits = f"{sums['bits_per_weight']:.3f} bits per weight, " if sums["bits_per_weight"] else ""
+    per_weight = f"{sums['bits_per_weight']:.3f} bits per weight, " if sums["bits_per_weight"] else ""
     quality = f"SQNR {decibel(sums['quality'])}, cosine {cosine(sums['quality'])}"
-    say(f"{sums['quantized']} tensors quantized ({bits}{quality}), {sums['kept']} kept")
+    say(f"{sums['quantized']} tensors quantized ({per_weight}{quality}), {sums['kept']} kept")
     ratio = f" ({before / after:.2f}x smaller)" if after else ""
     say(f"{format_bytes(before)} -> {format_bytes(after)}{ratio} in {report['seconds']:.1f} s: {destination}")
 
 
-def _grouped(rows: list[dict], fate: str) -> list[tuple[str, int, str, str, list[dict]]]:
+def grouped(rows: list[dict], fate: str) -> list[tuple[str, int, str, str, list[dict]]]:
     """``(name, count, shape, row[fate], rows)`` of tensors that differ only in their layer's number and agree in shape and fate."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -100,12 +100,14 @@ def _grouped(rows: list[dict], fate: str) -> list[tuple[str, int, str, str, list
     ]
 
 
-def _bits(members: list[dict]) -> str:
+def bits(members: list[dict]) -> str:
+    """Bits per weight of rows that agree in them."""
     bits = members[0]["bits_per_weight"]
     return "-" if bits is None else f"{bits:.3f}"
 
 
-def _after(members: list[dict]) -> int:
+def size_after(members: list[dict]) -> int:
+    """Bytes that rows take in the output."""
     return sum(member["bytes_after"] for member in members)
 
 
