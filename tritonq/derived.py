@@ -5,9 +5,11 @@ import torch
 
 
 class Derived:
-    """A property that is made of a QTensor's scales, offsets or order, and kept: made anew, where it lies, once those were written to.
+    """A property that is made of a QTensor's scales, offsets or order, and kept: made anew, where it lies, once those were written to or
+    lie elsewhere.
 
-    torch counts what is written to a tensor, but not to one of inference mode: what is made of such is kept as it is.
+    torch counts what is written to a tensor, but not to one of inference mode, and not what collectives write or what goes through storage
+    or NumPy: what is made of such is kept as it is.
     """
 
     def __init__(self, make):
@@ -36,5 +38,12 @@ class Derived:
         return value
 
 
-def _writes(tensors: list[torch.Tensor]) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+def _writes(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
+    return [(_address(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a tensor without memory: while a graph is traced, for one
+        return 0

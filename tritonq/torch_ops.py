@@ -13,10 +13,11 @@ from functools import partial
 from operator import is_not
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .backend import reshaped
-from .errors import InvalidProblemError
+from .errors import InvalidProblemError, UnsupportedError
 from .plans.bound import find, made
 from .plans.descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc, features
 from .plans.select import Plan, select
@@ -52,7 +53,7 @@ def _kept_weight(packed, scale, zero_point, others, form) -> QTensor | None:
 
 
 def _same(some: Sequence | None, others: Sequence | None) -> bool:
-    return some is not None and others is not None and len(some) == len(others) and not any(map(is_not, some, others))
+    return some is not None and type(others) in (list, tuple) and len(some) == len(others) and not any(map(is_not, some, others))
 
 
 def _kept_product(choose, x, packed, scale, zero_point, others, form, bias=None, activation=None, residual=None):
@@ -239,6 +240,13 @@ def define(schema: str, implementation, fake) -> None:
     torch.library.register_fake(f"tritonq::{name}", fake, lib=library)
 
 
+def _refuse_tangents(name: str, arguments: tuple) -> None:
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            rule = "has gradients in reverse mode alone, and an argument has a tangent of forward mode (torch.func.jvp, dual_level)"
+            raise UnsupportedError(f"torch.ops.tritonq.{name} {rule}; use torch.autograd, or dequantize the weight")
+
+
 def differentiable(name: str, keep, backward, plain=None) -> None:
     """Gradients for an operator of ``torch.ops.tritonq``, as ``torch.library.register_autograd`` gives them, for less.
 
@@ -265,6 +273,8 @@ def differentiable(name: str, keep, backward, plain=None) -> None:
             return output
 
     def either(*arguments):  # without those at the end that equal their defaults
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
         if _is_grad_enabled() and _any_requires_grad(*arguments):
             return Gradients.apply(*arguments, *defaults[len(arguments) :])
         result = None if plain is None else plain(*arguments)

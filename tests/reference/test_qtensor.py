@@ -147,7 +147,8 @@ def test_unknown_layout():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", [*SCHEMES, "nf4.dq", "uint4.g32.fz", "int4.g16 act_order"])
-def test_what_is_written_into_its_tensors_is_seen(scheme, dtype):
+@pytest.mark.parametrize("how", ["copy_", "data", "swap_tensors"])
+def test_what_is_written_into_its_tensors_is_seen(scheme, dtype, how):
     """As DistributedDataParallel writes buffers in every forward."""
     scheme, *order = scheme.split(" ")
     g_idx = torch.arange(96) % 6 if order else None
@@ -160,7 +161,12 @@ def test_what_is_written_into_its_tensors_is_seen(scheme, dtype):
     for other in w[1:]:
         before, new = results(q), tritonq.quantize(3 * other, scheme, g_idx=None if g_idx is None else g_idx.flip(0))
         for mine, theirs in zip(q.flat(), new.flat(), strict=True):
-            mine.copy_(theirs)
+            if how == "copy_":
+                mine.copy_(theirs)
+            elif how == "data":
+                mine.data = theirs.clone()
+            else:
+                torch.utils.swap_tensors(mine, theirs.clone())
         assert same_tensors(results(q), results(new)) and not any(map(same_bits, results(q), before))
 
 

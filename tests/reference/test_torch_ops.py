@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.overrides import TorchFunctionMode
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tritonq
 from tests.support.schemes import same_bits, same_tensors
 from tritonq import QTensor
-from tritonq.errors import InvalidProblemError
+from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.nn import QuantLinear
 from tritonq.qtensor import operands
 
@@ -274,9 +275,47 @@ def test_a_warm_product_is_traced_as_the_operator(product, place):
     q, x = weight(), torch.randn(3, 64)
     with place():
         want = [product(x, q) for _ in range(2)][1]
-        graph = make_fx(lambda x: product(x, q))(x)
+        for pre_dispatch in (True, True, False):
+            graph = make_fx(lambda x: product(x, q), pre_dispatch=pre_dispatch)(x)
+            calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+            assert [target for target in calls if "tritonq" in str(target)] == [ops.matmul.default]
         assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [ops.matmul.default]
         assert same_bits(graph(x), want)
+
+
+@pytest.mark.parametrize("product", [tritonq.matmul, lambda x, q: ops.matmul(x, *q.operands), lambda x, q: QuantLinear(q)(x)])
+def test_forward_mode_is_refused(product):
+    q, x = weight(), torch.randn(3, 64)
+    want = [product(x, q) for _ in range(2)][1]
+    with pytest.raises(UnsupportedError, match="has gradients in reverse mode alone"):
+        torch.func.jvp(lambda x: product(x, q), (x,), (x,))
+    with forward_ad.dual_level():
+        assert same_bits(product(x, q), want), "without a tangent"
+        with pytest.raises(UnsupportedError, match="tangent of forward mode"):
+            product(forward_ad.make_dual(x, x), q)
+
+
+@pytest.mark.parametrize("product", [tritonq.matmul, lambda x, q: ops.matmul(x, *q.operands), lambda x, q: QuantLinear(q)(x)])
+def test_jit_trace(product):
+    q, x = weight(), torch.randn(3, 64)
+    product(x, q)
+    traced = torch.jit.trace(lambda x: product(x, q), (x,), check_trace=False)
+    other = torch.randn(3, 64)
+    assert same_bits(traced(other), product(other, q))
+
+
+def test_tensors_of_a_weight_that_are_of_a_subclass(dispatched):
+    operator, calls = dispatched
+    q, x = weight(), torch.randn(3, 64)
+    own = QTensor.from_flat([tensor.as_subclass(Logged) for tensor in q.flat()], q.form)
+    for _ in range(3):
+        before = len(calls)
+        operator(x, *own.operands)
+        assert len(calls) > before
+
+
+class Logged(torch.Tensor):
+    """A subclass that changes nothing."""
 
 
 def test_a_profile_names_the_operator():
@@ -296,13 +335,15 @@ def test_a_profile_names_the_operator():
     (lambda x, q: (1, *q.operands), "for argument 'x'"),
     (lambda x, q: (x, 1, *q.operands[1:]), "for argument 'packed'"),
     (lambda x, q: (x, *q.operands[:-1], 5), "for argument 'form'"),
+    (lambda x, q: (x, *q.operands[:3], 5, q.form), "for argument 'others'"),
 ])  # fmt: skip
 @pytest.mark.parametrize("operator", [ops.matmul, ops.matmul.default])
 def test_a_warm_operator_refuses_as_pytorch_does(operator, arguments, text):
-    q, x = weight(), torch.randn(3, 64)
-    operator(x, *q.operands), operator(x, *q.operands)
-    with pytest.raises(RuntimeError, match=text):
-        operator(*arguments(x, q))
+    for scheme in ("int4.g16", "nf4.dq"):
+        q, x = weight(scheme), torch.randn(3, 64)
+        operator(x, *q.operands), operator(x, *q.operands)
+        with pytest.raises(RuntimeError, match=text):
+            operator(*arguments(x, q))
 
 
 def test_the_operator_is_what_pytorch_takes_for_one():

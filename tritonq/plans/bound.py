@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 
 from ..backend import environment, reshaped
 from ..kernels.bound import BoundMatmul
@@ -28,8 +29,8 @@ def find(owner, choose: Callable | None, x: torch.Tensor, q: QTensor, bias: torc
          workspace: torch.Tensor | None = None) -> Product | None:  # fmt: skip
     """The product of these arguments, from the weight where it keeps one like it.
 
-    None where x is more than a plain tensor, or operators are watched or replaced (dispatch modes, torch.func): such a call must not be
-    remembered.
+    None where a tensor is more than a plain one, or operators are watched or replaced (dispatch modes, torch.func): such a call must not
+    be remembered.
 
     Args:
         owner: tells apart who asks: the name of an activation, or a plan's own ``choose``.
@@ -55,7 +56,8 @@ def find(owner, choose: Callable | None, x: torch.Tensor, q: QTensor, bias: torc
         else:
             check, backend, product = latest.residual[bias is None, workspace is None]
             same = check(*[tensor for tensor in (x, bias, residual, workspace) if tensor is not None])
-        if same and _variable(_backend) == backend and not _dispatch_modes():  # the check passes under some modes, make_fx's for one
+        # The check passes under some modes, make_fx's for one, and does not see tangents.
+        if same and _variable(_backend) == backend and not _dispatch_modes() and forward_ad._current_level < 0:
             return product
     except (KeyError, AttributeError, TypeError):  # none yet, no tensor, no QTensor
         pass
@@ -79,7 +81,7 @@ def _look_up(owner, choose, x, q, bias, residual) -> Product | None:
     tensors = [x, *(tensor for tensor in (bias, residual) if tensor is not None)]
     if not isinstance(q, QTensor) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         choose(owner, x, q, bias, residual)  # which refuses it
-    if not all(map(is_plain, tensors)) or is_watched():
+    if not all(map(is_plain, (*tensors, *q.flat()))) or is_watched():
         return None
     key = x.dtype, x.shape, x.is_contiguous() or x.stride(), x.device, _variable(_backend)
     if bias is not None or residual is not None:
@@ -97,8 +99,11 @@ def _look_up(owner, choose, x, q, bias, residual) -> Product | None:
 
 
 def is_watched() -> bool:
-    """Whether a dispatch mode (FakeTensorMode, for one) or a transform of torch.func sees the operators that run now."""
-    return bool(_dispatch_modes()) or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a dispatch mode (FakeTensorMode, for one), a transform of torch.func, a tracer or forward-mode AD sees the operators that
+    run now."""
+    return (bool(_dispatch_modes()) or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+            or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0)  # fmt: skip
 
 
 def is_plain(tensor) -> bool:
