@@ -106,13 +106,6 @@ class TensorFile:
         entry = self.entries[name]
         return self._read(entry, entry.start, entry.shape)
 
-    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
-        """Rows ``first`` to ``last`` (exclusive) of the tensor seen as ``[rows, shape[-1]]``."""
-        entry = self.entries[name]
-        width = entry.shape[-1]
-        row_bytes = width * DTYPES[entry.dtype][0] // 8
-        return self._read(entry, entry.start + first * row_bytes, (last - first, width))
-
     def read_cut(self, name: str, cut: Cut) -> torch.Tensor:
         """A piece of a tensor, as :meth:`tritonq.shards.Cut.take` would give it; the rest of the tensor is not read."""
         entry = self.entries[name]

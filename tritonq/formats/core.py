@@ -72,11 +72,6 @@ class Format:
         """Fewest codes that fill whole bytes: 1, 2 (4-bit), 4 (2-bit) or 8 (3-bit)."""
         return 8 // gcd(self.bits, 8)
 
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of one unit: 1, 2 (16-bit codes) or 3 (3-bit codes)."""
-        return self.unit * self.bits // 8
-
     @cached_property
     def levels(self) -> torch.Tensor:
         """float32 ``[2**bits]``: the level of each stored code. Formats of at most 8 bits."""

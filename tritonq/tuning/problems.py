@@ -44,11 +44,6 @@ class Problem:
         return f"{self.kernel.name} {desc.scheme} {dtype_name(desc.dtype)} {desc.n}x{desc.k}{rows}"
 
 
-def tunable() -> list[str]:
-    """Names of the kernels that can be tuned."""
-    return [entry.name for entry in KERNELS]
-
-
 def default_kernels(target: Target) -> list[str]:
     """The fused product of the architecture, and decoding first, against which its crossover is measured."""
     return ["matmul_ksplit" if isinstance(target.arch, str) else "matmul_frag", "dequantize_matmul"]
