@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tritonq
-from tritonq import MatmulDesc, PlanPreference, QuantizeDesc, dequantize, errors, matmul, quantize, select
+from tritonq import DequantizeDesc, MatmulDesc, PlanPreference, QuantizeDesc, dequantize, errors, matmul, quantize, select
 from tritonq.errors import InvalidProblemError, UnsupportedError, WorkspaceTooSmallError
 
 X = torch.randn(2, 64)
@@ -78,6 +78,8 @@ REFUSED = {
     "bound of bias": (lambda: GUARANTEE.bound(X, Q, torch.ones(5)), "bias must have shape (4,), got (5,)"),
     "bound of activation": (lambda: GUARANTEE.bound(X, Q, activation="swish"), "unknown activation 'swish'"),
     "other shape": (lambda: select(INT4).run(torch.randn(3, 64)), "the plan is for quantize(n=2, k=64, int4, float32"),
+    "other layout": (lambda: select(DequantizeDesc.of(Q)).run(Q.relayout("frag")), "the arguments have layout=frag"),
+    "other source": (lambda: select(DequantizeDesc.of(Q)).run(quantize(X.half(), "int4.g32")), "the arguments have n=2, source_dtype="),
     "too many": (lambda: select(INT4).run(X, X), "takes 1 positional tensors, got 2"),
     "too few": (lambda: select(MatmulDesc.of(X, Q)).run(X), "takes 2 positional tensors, got 1"),
     "plan kind": (lambda: select(INT4).run(Q), "x must be a Tensor, got QTensor"),

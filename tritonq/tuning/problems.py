@@ -10,7 +10,7 @@ import torch
 from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..plans.config_file import bucket
-from ..plans.core import Status, Target, dtype_name
+from ..plans.core import OK, Status, Target, dtype_name
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from ..plans.kernel_entries import KERNELS
 from ..plans.large_m import crossover
@@ -98,4 +98,4 @@ def _refused(problem: Problem) -> Status:
         return status
     if problem.kernel.name.startswith("dequantize_matmul") and (first := crossover(desc)) > _NEAR * desc.m:
         return Status(f"decoding first is far from paying below m={first // _NEAR}")
-    return Status()
+    return OK
