@@ -82,6 +82,7 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         >>> tritonq.dequantize(tritonq.quantize(torch.tensor([[7.0, -3.0]]), "int4")).tolist()
         [[7.0, -3.0]]
     """
+    expect_type(q, QTensor, "q")
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if _is_compiling() or is_watched():

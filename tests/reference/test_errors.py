@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonq
 from tritonq import DequantizeDesc, MatmulDesc, PlanPreference, QuantizeDesc, dequantize, errors, matmul, quantize, select
@@ -117,3 +118,8 @@ def test_classes():
 def test_inputs_that_need_a_gradient_are_fine():
     w = torch.randn(4, 64, requires_grad=True)
     assert torch.equal(quantize(w, "int4").packed, quantize(w.detach(), "int4").packed)
+
+
+def test_a_tensor_cannot_be_decoded_where_operators_are_watched():
+    with FakeTensorMode(), pytest.raises(InvalidProblemError, match="q must be a QTensor, got Tensor"):
+        dequantize(X)
