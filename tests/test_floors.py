@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tritonq"
 FLOORS = {
     "tritonq.act_order": 0,
     "tritonq.derived": 0,
+    "tritonq.dtypes": 0,
     "tritonq.errors": 0,
     "tritonq.interpreter": 0,
     "tritonq.files": 0,

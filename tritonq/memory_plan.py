@@ -13,13 +13,14 @@ import torch
 from .checkpoints.rules import Rules
 from .checkpoints.source import Source
 from .checkpoints.tensorfile import Entry
+from .dtypes import NAMED_DTYPES
 from .errors import InvalidProblemError, TritonQError, UnsupportedError
 from .model_config import Use, activation_bytes, heads_refused, kv_cache_bytes, language_part, ties_embeddings
 from .nn.weight import layout_on
 from .plans.core import Target
 from .plans.descriptors import MatmulDesc
 from .plans.select import select
-from .qtensor import NAMED_DTYPES, expected_flat
+from .qtensor import expected_flat
 from .scheme import Scheme
 from .shards import check_parts
 

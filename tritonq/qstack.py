@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from .dtypes import dtype_name
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
 from .qtensor import QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
@@ -60,7 +61,7 @@ class QStack:
                 raise InvalidProblemError(f"{rule}, got {got}")
         # QTensor.form of each matrix; text, as a compiled graph needs it
         n, k = one
-        form = f"{self.scheme} {n}x{k} {str(self.dtype).removeprefix('torch.')} {self.layout}"
+        form = f"{self.scheme} {n}x{k} {dtype_name(self.dtype)} {self.layout}"
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "operands", operands(vars(self), form))
         _alive[(form, *map(id, self.flat()))] = self

@@ -10,15 +10,14 @@ import torch
 
 from .act_order import check_order, column_order, inverse
 from .derived import Derived
+from .dtypes import FLOAT_DTYPES, NAMED_DTYPES, dtype_name
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
 from .formats.packing import computable, pack_row, unpack_row
 from .layouts import get_layout
 from .layouts.core import Expected
-from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
+from .scheme import DQ_BLOCK, Scheme
 
-# By name, as forms and files write them: "bfloat16" -> torch.bfloat16.
-NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 # Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
@@ -94,7 +93,7 @@ class QTensor:
             if tensor is not None and not tensor.is_contiguous():
                 strides = f"shape {got[0]} with strides {tensor.stride()}"
                 raise InvalidProblemError(f"{name} must be contiguous, got {strides}; {name}.contiguous() is a copy that is")
-        form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
+        form = f"{scheme} {self.shape[0]}x{self.shape[1]} {dtype_name(self.dtype)} {self.layout}"
         object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
         object.__setattr__(self, "operands", operands(vars(self), self.form))
         _alive[(self.form, *map(id, self.flat()))] = _of_packed[id(self.packed)] = self

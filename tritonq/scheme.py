@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .dtypes import compute_dtype
 from .errors import InvalidProblemError
 from .formats import FORMATS, SCALE_FORMATS, Format, ScaleFormat, default_scale_format, get_format, get_scale_format
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # bitsandbytes quantizes the scales of a doubly quantized tensor in blocks of 256 (functional.quantize_4bit).
 DQ_BLOCK = 256
 
@@ -211,7 +211,7 @@ class Scheme:
 
     def decode_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What decoding to ``dtype`` computes in: float64 where the result or the stored scale is, else float32."""
-        return torch.float64 if dtype == torch.float64 or self.scale == "fp64" else torch.float32
+        return torch.float64 if self.scale == "fp64" else compute_dtype(dtype)
 
     def zero_format(self, dtype: torch.dtype) -> ScaleFormat:
         """How the float zero point of ``fz`` is stored: like the scale, or in the default where the scale is an 8-bit float."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dtypes import NAMED_DTYPES
 from ..errors import CheckpointError
 from ..formats import fp4_bnb, nf4
 from ..formats.dynamic_map import DYNAMIC_MAP
-from ..qtensor import NAMED_DTYPES, QTensor
+from ..qtensor import QTensor
 from ..scheme import DQ_BLOCK, Scheme
 from .family import Family, Record, checked_shape
 from .source import Source

@@ -7,8 +7,9 @@ from math import prod
 
 import torch
 
+from ..dtypes import NAMED_DTYPES, dtype_name
 from ..errors import CheckpointError, TritonQError
-from ..qtensor import NAMED_DTYPES, QTensor
+from ..qtensor import QTensor
 from ..scheme import Scheme
 from .source import Source
 from .tensorfile import shorten
@@ -30,7 +31,7 @@ class Record:
         return prod(self.shape[:-1]), self.shape[-1]
 
     def to_json(self) -> dict:
-        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": dtype_name(self.dtype)}
 
     @classmethod
     def from_json(cls, fields, where: str) -> Record:

@@ -12,6 +12,7 @@ from collections import Counter
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import CheckpointError
 from ..qtensor import QTensor, expected_flat
 from ..scheme import Scheme
@@ -100,7 +101,7 @@ def quantization_config(records: dict[str, Record], kept: list[str]) -> dict:
         "quant_method": FAMILY,
         "format_version": FORMAT_VERSION,
         "scheme": commonest,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "overrides": {name: record.scheme for name, record in records.items() if record.scheme != commonest},
         "kept": kept,
     }

@@ -23,13 +23,14 @@ from ..checkpoints.native import (
     to_tensors,
 )
 from ..checkpoints.rules import Rules
+from ..dtypes import NAMED_DTYPES
 from ..errors import CheckpointError, UnsupportedError
 from ..nn.convert import FoundParameter, before_saving, decide, decode_what_is_read, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
-from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
+from ..qtensor import QTensor, expected_flat
 from ..scheme import Scheme
 from .transformers_experts import common_scheme, empty_experts, stored_as, with_companions
 

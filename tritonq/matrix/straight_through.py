@@ -5,6 +5,7 @@ import torch
 
 from .. import ops
 from ..backend import reshaped
+from ..dtypes import compute_dtype
 from ..errors import InvalidProblemError
 from ..formats.numerics import narrow_ref, round_half_away_ref
 from ..methods import QuantizationMethod
@@ -68,7 +69,7 @@ def gradient_mask(x: torch.Tensor, q: QTensor, q_min: int | None = None, q_max: 
         [[True, False]]
     """
     scheme, q = q.scheme, q.relayout("row")
-    values = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    values = x.detach().to(compute_dtype(x.dtype))
     values = torch.where(values.isnan(), 0, values)
     if not scheme.has_scale:
         return narrow_ref(values).to({"fp16": torch.float16, "bf16": torch.bfloat16}[scheme.format.name]).isfinite()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..reference.affine import compute_dtype
+from ..dtypes import compute_dtype
 from . import affine_args as args_of
 from . import affine_problem as problems
 from .core import expect_type

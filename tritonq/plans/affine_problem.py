@@ -9,8 +9,9 @@ from math import prod
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, UnsupportedError
-from .core import dtype_name, expect_type
+from .core import expect_type
 from .seed_base import CODES, FLOATS, code_range, one_of, size
 
 _MAX_GROUP = 2**30

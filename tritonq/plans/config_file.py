@@ -23,11 +23,12 @@ from pathlib import Path
 
 import torch
 
+from ..dtypes import FLOAT_DTYPES, dtype_name
 from ..errors import ConfigFileError, InvalidProblemError
 from ..files import write_atomic
 from ..layouts import LAYOUTS
-from ..scheme import FLOAT_DTYPES, Scheme
-from .core import Target, dtype_name
+from ..scheme import Scheme
+from .core import Target
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .space import Config
 

@@ -10,6 +10,7 @@ from types import NoneType
 import torch
 
 from ..backend import backend as backend_name
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, WorkspaceTooSmallError
 
 
@@ -24,11 +25,6 @@ class Status:
 
 
 OK = Status()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float16`` -> ``"float16"``."""
-    return str(dtype).removeprefix("torch.")
 
 
 @cache

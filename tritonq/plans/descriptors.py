@@ -6,10 +6,11 @@ from math import prod
 
 import torch
 
+from ..dtypes import FLOAT_DTYPES, dtype_name
 from ..errors import InvalidProblemError
 from ..qtensor import QTensor
-from ..scheme import FLOAT_DTYPES, Scheme
-from .core import Target, dtype_name, expect_dense, expect_type
+from ..scheme import Scheme
+from .core import Target, expect_dense, expect_type
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import torch
 
+from ..dtypes import dtype_name
 from ..kernels import frag_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, frag, frag_codes
 from ..layouts.byte_planes import byte_planes
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, multiprocessors, underflow
 from .descriptors import MatmulDesc
 from .matmul_rules import splits_ok
 from .registry import KernelEntry

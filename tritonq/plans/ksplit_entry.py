@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from .._triton import LACKS_PROXY_FENCE
+from ..dtypes import dtype_name
 from ..kernels import ksplit_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.ksplit_codes import codec
@@ -11,7 +12,7 @@ from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
 from ..layouts import LAYOUTS, ksplit
 from ..layouts.by_group import up
-from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, Target, multiprocessors, underflow
 from .descriptors import MatmulDesc
 from .matmul_rules import splits_ok
 from .registry import KernelEntry

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import torch
 
+from ..dtypes import dtype_name
 from ..kernels import dequantize_matmul as chunked
 from ..kernels import dequantize_range, matmul_dx
 from ..kernels.decode_tile import LAYOUTS
 from ..kernels.split_k import workspace_size
 from . import frag_entry
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, multiprocessors, underflow
 from .descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc
 from .matmul_rules import split_ok
 from .registry import KernelEntry, accumulated, exact

@@ -8,6 +8,7 @@ import torch
 
 from .. import reference
 from ..backend import current_device
+from ..dtypes import compute_dtype, dtype_name
 from .core import OK, PrecisionGuarantee, Status, underflow
 from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
 from .space import Config
@@ -72,7 +73,7 @@ class Unbound:
 
 def exact(desc: Desc, config: Config) -> PrecisionGuarantee:
     """Bit for bit the reference."""
-    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    precision = dtype_name(compute_dtype(desc.dtype))
     return PrecisionGuarantee(math_precision=precision, accumulator="none")
 
 
@@ -85,7 +86,7 @@ def accumulated(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> Precis
     over = "n" if isinstance(desc, MatmulBackwardDesc) else "k"
     products = getattr(desc, over)
     terms = (products + 4) * unit
-    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    precision = dtype_name(compute_dtype(desc.dtype))
     out = torch.finfo(desc.dtype)
     return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
                               output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, products, precision), sums_over=over)  # fmt: skip

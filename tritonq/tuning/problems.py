@@ -7,10 +7,11 @@ from itertools import product
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..plans.config_file import bucket
-from ..plans.core import OK, Status, Target, dtype_name
+from ..plans.core import OK, Status, Target
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from ..plans.kernel_entries import KERNELS
 from ..plans.large_m import crossover
