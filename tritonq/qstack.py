@@ -12,7 +12,7 @@ import torch
 from .dtypes import dtype_name
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
+from .qtensor import STORED, QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -143,8 +143,7 @@ class QStack:
     def tensors(self) -> dict[str, torch.Tensor]:
         """As :meth:`QTensor.tensors`, each with a first axis ``E``."""
         row = self.relayout("row")
-        named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for field, name in STORED.items() if (tensor := getattr(row, field, None)) is not None}
 
     def flat(self) -> list[torch.Tensor]:
         """Its tensors as they lie in memory."""

@@ -18,6 +18,9 @@ from .layouts import get_layout
 from .layouts.core import Expected
 from .scheme import DQ_BLOCK, Scheme
 
+# Fields of a QTensor that files hold, and what they are called there.
+STORED = {"packed": "packed", "stored_scale": "scale", "zero_point": "zero_point", "second_scale": "second_scale",
+          "scale_offset": "scale_offset", "column_order": "column_order"}  # fmt: skip
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 # Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
@@ -210,10 +213,7 @@ class QTensor:
         Files hold the ``row`` layout, so a matrix in another layout is turned back first.
         """
         row = self.relayout("row")
-        named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point,
-                 "second_scale": row.second_scale, "scale_offset": row.scale_offset,
-                 "column_order": row.column_order}  # fmt: skip
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for field, name in STORED.items() if (tensor := getattr(row, field)) is not None}
 
     def rows(self, indices: torch.Tensor) -> QTensor:
         """The rows ``indices`` (integers ``[T]``, on the same device) as a matrix ``[T, K]`` in ``row``: what an embedding looks up.
@@ -289,7 +289,7 @@ class QTensor:
             InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, a scale is NaN or Inf, or an integer zero point
                 is larger than ``2**bits``, the most that GPTQ files hold.
         """
-        known = ("packed", "scale", "zero_point", "second_scale", "scale_offset", "column_order")
+        known = STORED.values()
         if not isinstance(tensors, dict):
             raise InvalidProblemError(f"tensors must be a dict of {', '.join(known)}, got {type(tensors).__name__}")
         if unknown := sorted(str(name) for name in set(tensors) - set(known)):
@@ -298,12 +298,11 @@ class QTensor:
             raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
         shape = tuple(shape) if isinstance(shape, list | torch.Size) else shape
         tensors = {name: tensor.contiguous() if isinstance(tensor, torch.Tensor) else tensor for name, tensor in tensors.items()}
-        q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known[:-1]), column_order=tensors.get("column_order"))
+        q = cls(Scheme.parse(scheme), shape, dtype, **{field: tensors.get(name) for field, name in STORED.items()})
         if q.column_order is not None:
             check_order(q.column_order)
-        for name in known[1:-1]:
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.dtype != torch.uint8 and not bool(tensor.to(torch.float64).isfinite().all()):
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.is_floating_point() and not bool(tensor.to(torch.float64).isfinite().all()):
                 raise InvalidProblemError(f"{name} holds NaN or Inf, which would decode to NaN; scales and zero points must be finite")
         # kernels put code and zero point into the few mantissa bits of 16-bit floats
         most, zeros = 2**q.scheme.format.bits, q.zero_point

@@ -9,6 +9,7 @@ import torch
 
 from ..dtypes import NAMED_DTYPES, dtype_name
 from ..errors import CheckpointError, TritonQError
+from ..qstack import QStack
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from .source import Source
@@ -25,6 +26,11 @@ class Record:
     scheme: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, q: QTensor | QStack) -> Record:
+        """What a file says of a weight."""
+        return cls(scheme=str(q.scheme), shape=tuple(q.shape), dtype=q.dtype)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 
 from ..dtypes import dtype_name
 from ..errors import CheckpointError
-from ..qtensor import QTensor, expected_flat
+from ..qtensor import STORED, QTensor, expected_flat
 from ..scheme import Scheme
 from .family import Family, Record
 from .source import Source
@@ -25,36 +25,32 @@ FORMAT_VERSION = 1
 METADATA_KEY = "tritonq"
 MANIFEST = "tritonq.json"
 
-_SUFFIXES = {
-    "packed": "",
-    "scale": "_scale",
-    "zero_point": "_zero_point",
-    "second_scale": "_second_scale",
-    "scale_offset": "_scale_offset",
-    "column_order": "_column_order",
-}
+
+def stored_name(name: str, part: str) -> str:
+    """What ``part`` of weight ``name``, as :meth:`QTensor.tensors` calls it, is called in a file."""
+    return name if part == "packed" else f"{name}_{part}"
 
 
-def stored_names(name: str, record: Record | None) -> list[str]:
-    """Names of the tensors that weight ``name`` may take in a file; just its own where it is not quantized."""
-    return [name + suffix for suffix in _SUFFIXES.values()] if record else [name]
+def stored_names(name: str) -> list[str]:
+    """Names of the tensors that weight ``name`` may take in a file."""
+    return [stored_name(name, part) for part in STORED.values()]
 
 
 def expected(name: str, record: Record, *, act_order: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The tensors that weight ``name`` has in a file: their names, and of each the name of its dtype and its shape."""
     flat = expected_flat(Scheme.parse(record.scheme), record.matrix_shape, record.dtype, "row")
     parts = flat | ({"column_order": ((record.matrix_shape[1],), torch.int32)} if act_order else {})
-    return {name + _SUFFIXES[field.removeprefix("stored_")]: (DTYPE_NAMES[dtype], shape) for field, (shape, dtype) in parts.items()}
+    return {stored_name(name, STORED[field]): (DTYPE_NAMES[dtype], shape) for field, (shape, dtype) in parts.items()}
 
 
 def to_tensors(name: str, q: QTensor) -> dict[str, torch.Tensor]:
     """The tensors of ``q`` under their names in a file."""
-    return {name + _SUFFIXES[part]: tensor for part, tensor in q.tensors().items()}
+    return {stored_name(name, part): tensor for part, tensor in q.tensors().items()}
 
 
 def from_tensors(name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
     """The inverse of :func:`to_tensors`; ``tensors`` may hold others too. Every shape and dtype is checked."""
-    parts = {part: tensors[name + suffix] for part, suffix in _SUFFIXES.items() if name + suffix in tensors}
+    parts = {part: tensors[stored] for part in STORED.values() if (stored := stored_name(name, part)) in tensors}
     return QTensor.from_tensors(record.scheme, record.matrix_shape, record.dtype, parts)
 
 
@@ -133,7 +129,7 @@ class Native(Family):
 
     def _check_headers(self, source: Source, name: str, record: Record) -> None:
         """The tensors of weight ``name`` are those that its description asks for; what they hold is not read."""
-        wanted = expected(name, record, act_order=name + _SUFFIXES["column_order"] in source)
+        wanted = expected(name, record, act_order=stored_name(name, "column_order") in source)
         for stored in self.stored_names(name):
             entry = source.entry(stored) if stored in source else None
             got = (entry.dtype, entry.shape) if entry else None
@@ -142,7 +138,7 @@ class Native(Family):
                 raise CheckpointError(f"{source.owner[name].path}: weight {name!r}: {needs}")
 
     def stored_names(self, name: str) -> list[str]:
-        return [name + suffix for suffix in _SUFFIXES.values()]
+        return stored_names(name)
 
     def assemble(self, name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
         return from_tensors(name, record, tensors)

@@ -217,8 +217,8 @@ def _refuse_unwritable(source: Source, decisions: dict[str, Decision]) -> None:
     """A name that quantizing a weight would write must not be another tensor's, and no file may outgrow the format."""
     for file in source.files:
         records, stored = _layout(file, decisions)
-        for name, record in records.items():
-            clash = next((other for other in stored_names(name, record) if other != name and other in source), None)
+        for name in records:
+            clash = next((other for other in stored_names(name) if other != name and other in source), None)
             if clash is not None:
                 raise CheckpointError(
                     f"{source.path}: quantizing {name!r} writes {clash!r}, a tensor that exists: it looks quantized already; "

@@ -1,7 +1,7 @@
 """Floor 7. A QuantLinear of which this rank holds one part."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -115,7 +115,7 @@ class ShardedLinear(QuantLinear):
         return from_tensors(name, self._record(), whole)
 
     def _record(self) -> Record:
-        return Record(scheme=str(self._q.scheme), shape=self.sharding.shape, dtype=self._q.dtype)
+        return replace(Record.of(self._q), shape=self.sharding.shape)
 
     def _dtensors(self, name: str) -> dict[str, DTensor]:
         """The whole weight's tensors by their names in a file."""

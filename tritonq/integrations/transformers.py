@@ -5,6 +5,8 @@
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -156,7 +158,7 @@ class TritonQQuantizer(HfQuantizer):
         whole = [name for name, record in records.items() if len(record.shape) > 2]
         if whole:  # experts that no converter takes apart: files hold the rows of all as one matrix
             state = model.state_dict()
-            for name in (stored for weight in whole for stored in stored_names(weight, records[weight]) if stored in state):
+            for name in (stored for weight in whole for stored in stored_names(weight) if stored in state):
                 state[name] = state[name].flatten(0, 1)
         return state, {METADATA_KEY: header_metadata({}, records)[METADATA_KEY]}
 
@@ -239,5 +241,5 @@ def _records(model) -> dict[str, Record]:
     for path, module in model.named_modules(remove_duplicate=False):
         for name, q in module.quantized.items() if isinstance(module, QuantLinear | QuantExperts) else ():
             parts = stored_as(model, f"{path}.{name}", q.shape)
-            records |= {part: Record(scheme=str(q.scheme), shape=shape, dtype=q.dtype) for part, shape in parts.items()}
+            records |= {part: replace(Record.of(q), shape=shape) for part, shape in parts.items()}
     return records
