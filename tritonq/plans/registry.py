@@ -92,7 +92,8 @@ def accumulated(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> Precis
                               output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, products, precision), sums_over=over)  # fmt: skip
 
 
-def _always(desc: Desc) -> Status:
+def always(desc: Desc) -> Status:
+    """There is nothing that it does not implement."""
     return OK
 
 
@@ -106,12 +107,12 @@ def _reference_matmul(desc, config, workspace, x, q, bias, residual):
 
 
 REFERENCE = {
-    "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
+    "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=always, guarantee=exact,
                             launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
-    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=_everywhere,
+    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=always, guarantee=exact, act_order=_everywhere,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
-    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=_everywhere,
+    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=always, guarantee=accumulated, act_order=_everywhere,
                           launch=_reference_matmul),
-    "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
+    "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=always, guarantee=accumulated,
                                    launch=lambda desc, config, workspace, dy, q: reference.matmul_backward(dy, q)),
 }  # fmt: skip
