@@ -12,13 +12,12 @@ from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..plans.config_file import bucket
 from ..plans.core import OK, Status, Target
-from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
+from ..plans.descriptors import Desc, describe
 from ..plans.kernel_entries import KERNELS
 from ..plans.large_m import crossover
 from ..plans.registry import KernelEntry
 from ..scheme import Scheme
 
-KINDS = {"quantize": QuantizeDesc, "dequantize": DequantizeDesc, "matmul": MatmulDesc, "matmul_backward": MatmulBackwardDesc}
 # Layouts of the weight that a kernel is tuned on, the first that can hold the scheme; row for every other kernel.
 _LAYOUTS = {
     "matmul_frag": ("frag",), "matmul_ksplit": ("ksplit",), "quantize_frag": ("frag",), "quantize_ksplit": ("ksplit",),
@@ -83,12 +82,7 @@ def problems(
 def _describe(entry: KernelEntry, scheme: Scheme, n: int, k: int, m: int | None, dtype: torch.dtype, target: Target) -> Desc:
     layouts = _LAYOUTS.get(entry.name, ("row",))
     layout = next((name for name in layouts if LAYOUTS[name].refuses(scheme, dtype) is None), layouts[0])
-    facts = {"n": n, "k": k, "dtype": dtype, "scheme": scheme, "target": target, "layout": layout}
-    if entry.op != "quantize":
-        facts["source_dtype"] = dtype
-    if m is not None:
-        facts["m"] = m
-    return KINDS[entry.op](**facts)
+    return describe(entry.op, n=n, k=k, m=m, dtype=dtype, scheme=scheme, target=target, layout=layout)
 
 
 def _refused(problem: Problem) -> Status:
