@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 
@@ -93,8 +94,7 @@ class Scheme:
         if text in PRESETS:
             return cls(**PRESETS[text], spelling=text)
         if text in ALIASES:
-            resolved = cls.parse(ALIASES[text])
-            return cls(**{**_fields(resolved), "spelling": text})
+            return replace(cls.parse(ALIASES[text]), spelling=text)
         name, *parts = text.split(".")
         if name in PRESETS or name in ALIASES:
             added = ".".join(parts)
@@ -135,7 +135,7 @@ class Scheme:
             if option not in OPTIONS:
                 raise InvalidProblemError(f"scheme {text!r}: unknown option {option!r}; known options: {', '.join(OPTIONS)}")
 
-        def refuse(rule: str) -> None:
+        def refuse(rule: str) -> NoReturn:
             raise InvalidProblemError(f"scheme {text!r}: {rule}")
 
         if fmt.max_abs is None and (self.granularity.kind != "none" or options or self.scale):
@@ -259,10 +259,6 @@ class Scheme:
         if self.recipe == "nv":
             total += 32
         return total / (n * k)
-
-
-def _fields(scheme: Scheme) -> dict:
-    return {name: getattr(scheme, name) for name in ("format", "granularity", "scale", "options", "recipe")}
 
 
 PRESETS = {

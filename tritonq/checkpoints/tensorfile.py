@@ -85,7 +85,8 @@ class TensorFile:
     mtime_ns: int
     header_hash: str
 
-    def fail(self, text: str) -> CheckpointError:
+    def error(self, text: str) -> CheckpointError:
+        """What is wrong with this file, to be raised."""
         return CheckpointError(f"{self.path}: {text}")
 
     def chunks(self, name: str, size: int = CHUNK) -> Iterator[bytes]:
@@ -97,7 +98,7 @@ class TensorFile:
             while left:
                 data = file.read(min(size, left))
                 if not data:
-                    raise self.fail(f"tensor {name!r} ends {left} bytes early: the file was cut while it was read")
+                    raise self.error(f"tensor {name!r} ends {left} bytes early: the file was cut while it was read")
                 left -= len(data)
                 yield data
 
@@ -110,7 +111,7 @@ class TensorFile:
         """A piece of a tensor, as :meth:`tritonq.shards.Cut.take` would give it; the rest of the tensor is not read."""
         entry = self.entries[name]
         if entry.numel != prod(cut.view):
-            raise self.fail(f"tensor {name!r} has shape {list(entry.shape)}, expected {list(cut.view)}")
+            raise self.error(f"tensor {name!r} has shape {list(entry.shape)}, expected {list(cut.view)}")
         runs, inner = prod(cut.view[: cut.axis]), prod(cut.view[cut.axis + 1 :]) * DTYPES[entry.dtype][0] // 8
         shape = (*cut.view[: cut.axis], cut.length, *cut.view[cut.axis + 1 :])
         return self._read(entry, entry.start + cut.start * inner, shape, runs, cut.view[cut.axis] * inner)
@@ -133,7 +134,7 @@ class TensorFile:
         while done < len(view):
             count = file.readinto(view[done : done + (1 << 30)])
             if not count:
-                raise self.fail(f"tensor {name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
+                raise self.error(f"tensor {name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
             done += count
 
 

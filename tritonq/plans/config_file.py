@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from math import inf, isfinite, log2
 from pathlib import Path
+from typing import NoReturn
 
 from ..dtypes import NAMED_DTYPES, dtype_name
 from ..errors import ConfigFileError, InvalidProblemError
@@ -217,7 +218,7 @@ class _Reader:
     def __init__(self, name: str):
         self.name = name
 
-    def fail(self, line: int, what: str) -> None:
+    def fail(self, line: int, what: str) -> NoReturn:
         raise ConfigFileError(f"{self.name}:{line}: {what}")
 
     def record(self, text: str, line: int) -> dict:
