@@ -9,10 +9,9 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from .dtypes import dtype_name
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import STORED, QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
+from .qtensor import STORED, QTensor, as_bytes, checked_device, expected_flat, flat_key, form_of, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -60,8 +59,7 @@ class QStack:
                 rule = f"{count} matrices {one} of {self.scheme} in layout {self.layout} need {name} = {want}"
                 raise InvalidProblemError(f"{rule}, got {got}")
         # QTensor.form of each matrix; text, as a compiled graph needs it
-        n, k = one
-        form = f"{self.scheme} {n}x{k} {dtype_name(self.dtype)} {self.layout}"
+        form = form_of(self.scheme, tuple(one), self.dtype, self.layout)
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "operands", operands(vars(self), form))
         _alive[(form, *map(id, self.flat()))] = self
@@ -130,7 +128,7 @@ class QStack:
         if name == self.layout:
             return self
         turned = [q.relayout(name).flat() for q in self]
-        stacked = [torch.stack([_bytes(t) for t in one]).view(one[0].dtype) for one in zip(*turned)]
+        stacked = [torch.stack([as_bytes(t) for t in one]).view(one[0].dtype) for one in zip(*turned)]
         names = expected_flat(self.scheme, self.shape[1:], self.dtype, name)
         return replace(self, layout=name, **dict(zip(names, stacked, strict=True)))
 
@@ -167,8 +165,3 @@ class QStack:
     def __repr__(self) -> str:
         layout = "" if self.layout == "row" else f", layout={self.layout}"
         return f"QStack({str(self.scheme)!r}, shape={self.shape}, dtype={self.dtype}, device={self.device}{layout})"
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """8-bit floats as bytes, which torch can stack."""
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

@@ -96,8 +96,8 @@ class QTensor:
             if tensor is not None and not tensor.is_contiguous():
                 strides = f"shape {got[0]} with strides {tensor.stride()}"
                 raise InvalidProblemError(f"{name} must be contiguous, got {strides}; {name}.contiguous() is a copy that is")
-        form = f"{scheme} {self.shape[0]}x{self.shape[1]} {dtype_name(self.dtype)} {self.layout}"
-        object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
+        form = form_of(scheme, self.shape, self.dtype, self.layout, act_order=self.column_order is not None)
+        object.__setattr__(self, "form", form)
         object.__setattr__(self, "operands", operands(vars(self), self.form))
         _alive[(self.form, *map(id, self.flat()))] = _of_packed[id(self.packed)] = self
 
@@ -134,7 +134,7 @@ class QTensor:
     @property
     def g_idx(self) -> torch.Tensor:
         """int32 ``[K]``: the group of each column of the matrix along K; 0 where a group holds whole rows."""
-        columns = max(self.scheme.group_shape(*self.shape)[1], 1) if self.scheme.has_scale else max(self.shape[1], 1)
+        columns = self.scheme.group_shape(*self.shape)[1] if self.scheme.has_scale else max(self.shape[1], 1)
         packed = torch.arange(self.shape[1], dtype=torch.int32, device=self.device) // columns
         return packed if self.column_order is None else packed[self.column_rank]
 
@@ -237,8 +237,8 @@ class QTensor:
         row = self.relayout("row")
         taken = {name: None if getattr(row, name) is None else getattr(row, name)[indices] for name in ("packed", "zero_point")}
         scale = row.stored_scale
-        if scale is not None:  # as bytes: torch does not index every 8-bit float
-            scale = scale.view(torch.uint8)[indices].view(scale.dtype) if scale.dtype.itemsize == 1 else scale[indices]
+        if scale is not None:
+            scale = as_bytes(scale)[indices].view(scale.dtype)
         return replace(row, shape=(indices.numel(), self.shape[1]), stored_scale=scale, **taken)
 
     def flat(self) -> list[torch.Tensor]:
@@ -376,6 +376,11 @@ def checked_device(device: torch.device | str) -> torch.device:
     return device
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """8-bit floats as bytes: torch does not index, copy, join or send every one of them."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
 def flat_key(tensors: list[torch.Tensor], form: str) -> tuple:
     """Under which what ``from_flat`` makes is found while it is alive."""
     if not isinstance(tensors, list | tuple):
@@ -383,8 +388,13 @@ def flat_key(tensors: list[torch.Tensor], form: str) -> tuple:
     return form if isinstance(form, str) else None, *map(id, tensors)  # None is never alive; parse_form says what a form is
 
 
+def form_of(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str, *, act_order: bool = False) -> str:
+    """``QTensor.form``: ``"scheme NxK dtype layout"``, with ``" act_order"`` where columns are sorted."""
+    return f"{scheme} {shape[0]}x{shape[1]} {dtype_name(dtype)} {layout}" + " act_order" * act_order
+
+
 def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bool]:
-    """(scheme, (N, K), dtype, layout, act_order) of ``QTensor.form``."""
+    """The inverse of :func:`form_of`: (scheme, (N, K), dtype, layout, act_order)."""
     words = form.split(" ") if isinstance(form, str) else []
     sizes = words[1].split("x") if len(words) in (4, 5) else []
     read = len(sizes) == 2 and all(size.isdecimal() for size in sizes) and words[2] in NAMED_DTYPES and words[4:] in ([], ["act_order"])

@@ -14,7 +14,7 @@ from ..nn.modules import QuantLinear
 from ..nn.weight import SUFFIXES, QuantizedModule
 from ..ops import matmul
 from ..qstack import QStack
-from ..qtensor import QTensor
+from ..qtensor import QTensor, as_bytes
 from ..shards import cuts, expand_scales
 from .placements import as_dtensor, local_part, weight_placements
 
@@ -167,10 +167,8 @@ def _local(tensor: torch.Tensor, cut, mesh: DeviceMesh, placement: Placement) ->
 
 def gathered(tensor: DTensor) -> torch.Tensor:
     """The whole tensor; 8-bit floats travel as bytes, which every backend sends."""
-    local, dtype = tensor.to_local(), tensor.dtype
-    sent = local.view(torch.uint8) if dtype.itemsize == 1 else local
-    whole = as_dtensor(sent, tensor.shape, tensor.device_mesh, tensor.placements[0]).full_tensor()
-    return whole.view(dtype) if dtype.itemsize == 1 else whole
+    sent = as_dtensor(as_bytes(tensor.to_local()), tensor.shape, tensor.device_mesh, tensor.placements[0])
+    return sent.full_tensor().view(tensor.dtype)
 
 
 def gather(model: torch.nn.Module) -> dict[str, QTensor | QStack | torch.Tensor]:
