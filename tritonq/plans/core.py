@@ -12,6 +12,7 @@ import torch
 from ..backend import backend as backend_name
 from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, WorkspaceTooSmallError
+from ..reference.fake_quantize import spread
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,7 @@ def _magnitude(q) -> torch.Tensor:
     """float64 ``[N, K]``: |w_hat|, or at least ``|scale * code| + |zero_point|`` for float zero schemes."""
     weight = q.dequantize(torch.float64).abs()
     if q.scheme.float_zero:
-        (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape
-        zero = q.zero_point.to(torch.float64).abs().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+        zero = spread(q.zero_point.to(torch.float64).abs(), q.scheme, q.shape)
         zero = zero if q.column_order is None else zero.index_select(1, q.column_rank)
         weight += 2 * zero  # |scale * code| <= |w_hat| + |zero_point|
     return weight
