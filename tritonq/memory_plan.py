@@ -85,7 +85,7 @@ def plan_memory(source: Source, scheme: str | Scheme | dict[str, str] | Rules | 
         True
     """
     rules = scheme if isinstance(scheme, Rules) or scheme is None else Rules.parse(scheme)
-    entries, schemes = entries_of(source), chosen_schemes(source, rules)
+    entries, schemes = source.entries, chosen_schemes(source, rules)
     dtype = model_dtype(source)
     saved = weights = largest = 0
     refused, products = None, set()
@@ -112,13 +112,9 @@ def plan_memory(source: Source, scheme: str | Scheme | dict[str, str] | Rules | 
                       unknown=tuple(unknown), refused=refused, **known)  # fmt: skip
 
 
-def entries_of(source: Source) -> list[Entry]:
-    return [entry for file in source.files for entry in file.entries.values()]
-
-
 def chosen_schemes(source: Source, rules: Rules | None) -> dict[str, Scheme | None]:
     """The scheme of each tensor, by the rule of a quantize job; None: kept."""
-    entries = entries_of(source)
+    entries = source.entries
     if rules is None:
         return dict.fromkeys(entry.name for entry in entries)
     decisions = rules.decide(entries, tied=ties_embeddings(source.config))
@@ -164,7 +160,7 @@ def model_dtype(source: Source) -> torch.dtype:
     if isinstance(named, str) and named in NAMED_DTYPES:
         return NAMED_DTYPES[named]
     totals: dict[torch.dtype, int] = {}
-    for entry in entries_of(source):
+    for entry in source.entries:
         if entry.is_float:
             totals[entry.torch_dtype] = totals.get(entry.torch_dtype, 0) + entry.nbytes
     return max(totals, key=totals.get, default=torch.bfloat16)

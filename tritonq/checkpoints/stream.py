@@ -6,7 +6,7 @@ killed at any moment leaves the source untouched and no half-written file, and t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .journal import Journal, identity, locked
 from .native import MANIFEST, Record, expected, header_metadata, manifest, quantization_config, stored_names, to_tensors
 from .quality import Quality, compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
-from .source import Source, open_source, read_config
+from .source import Progress, Source, open_source, read_config
 from .tensorfile import DTYPES, Entry, TensorFile, checked_path
 from .writer import FileWriter, Stored, header_room, write_json
 
@@ -27,7 +27,6 @@ from .writer import FileWriter, Stored, header_room, write_json
 # GPTQ and AWQ, LLM.int8 of bitsandbytes, gpt-oss.
 _CODES_AND_SCALES = (("", "_scale_inv"), ("", "_scale"), ("_packed", "_scale"), ("qweight", "scales"), ("weight", "SCB"),
                      ("_blocks", "_scales"))  # fmt: skip
-Progress = Callable[[int, int, str], None]
 
 
 def quantize_checkpoint(
@@ -56,11 +55,10 @@ def quantize_checkpoint(
     rules = Rules.parse(schemes, include, exclude)
     config = read_config(source.files[0].path.parent)  # of a single file too, which carries none along
     _refuse_quantized(source, config)
-    entries = [entry for file in source.files for entry in file.entries.values()]
     tied = ties_embeddings(config)
-    decisions = rules.decide(entries, tied=tied)
+    decisions = rules.decide(source.entries, tied=tied)
     if not any(d.scheme for d in decisions.values()):
-        raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
+        raise CheckpointError(f"{source.path}: none of its {len(source)} tensors is quantized ({RULES_TEXT}); see --include")
     _refuse_unwritable(source, decisions)
     carried, left_out = source.carried()
     dst = _destination(source, dst, carried)
