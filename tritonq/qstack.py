@@ -92,6 +92,12 @@ class QStack:
                    if isinstance(value := getattr(q, name := f.name, None), torch.Tensor)}  # fmt: skip
         return cls(q.scheme, (count, rows // count, k), q.dtype, **tensors)
 
+    @classmethod
+    def on_meta(cls, scheme: Scheme, shape: tuple[int, int, int], dtype: torch.dtype) -> QStack:
+        """Shapes and dtypes alone, as :meth:`QTensor.on_meta`; raises as :meth:`of` does."""
+        count, n, k = shape
+        return cls.of(QTensor.on_meta(scheme, (count * n, k), dtype), count)
+
     def matrix(self) -> QTensor:
         """The matrix ``[E * N, K]``: the inverse of :meth:`of`."""
         row = self.relayout("row")

@@ -142,10 +142,8 @@ def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[
 
 
 def _put_experts(model: torch.nn.Module, path: str, module: torch.nn.Module, records: list[Record]) -> None:
-    stacks = []
-    for name, record in zip(WEIGHTS, records, strict=True):
-        count, *one = getattr(module, name).shape
-        stacks.append(QStack.of(QTensor.on_meta(Scheme.parse(record.scheme), (count * one[0], one[1]), record.dtype), count))
+    stacks = [QStack.on_meta(Scheme.parse(record.scheme), tuple(getattr(module, name).shape), record.dtype)
+              for name, record in zip(WEIGHTS, records, strict=True)]  # fmt: skip
     model.set_submodule(path, QuantExperts.from_experts(module, *stacks))
 
 

@@ -32,7 +32,7 @@ from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
-from ..qtensor import QTensor, expected_flat
+from ..qtensor import QTensor
 from ..scheme import Scheme
 from .transformers_experts import common_scheme, empty_experts, stored_as, with_companions
 
@@ -229,10 +229,7 @@ class _Quantize(ConversionOps):
 
 def _empty(linear: torch.nn.Linear, scheme: Scheme, dtype: torch.dtype) -> QuantLinear:
     """A layer on the meta device for a weight of that scheme and dtype."""
-    shape = tuple(linear.weight.shape)
-    expected = expected_flat(scheme, shape, dtype, "row")
-    tensors = {name: torch.empty(size, dtype=kind, device="meta") for name, (size, kind) in expected.items()}
-    return QuantLinear(QTensor(scheme, shape, dtype, **tensors), linear.bias)
+    return QuantLinear(QTensor.on_meta(scheme, tuple(linear.weight.shape), dtype), linear.bias)
 
 
 def _records(model) -> dict[str, Record]:
