@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from .act_order import check_order, column_order, inverse
+from .backend import named_device
 from .derived import Derived
 from .dtypes import FLOAT_DTYPES, NAMED_DTYPES, dtype_name
 from .errors import InvalidProblemError, UnsupportedError
@@ -367,10 +368,7 @@ class QTensor:
 
 def checked_device(device: torch.device | str) -> torch.device:
     """A device that tensors can be moved to."""
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    device = named_device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
     return device

@@ -10,6 +10,7 @@ from types import NoneType
 import torch
 
 from ..backend import backend as backend_name
+from ..backend import named_device
 from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, WorkspaceTooSmallError
 from ..reference.fake_quantize import spread
@@ -64,7 +65,7 @@ class Target:
         """The target of tensors on ``device`` (None: cuda where there is one, else cpu)."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = named_device(device)
         arch: int | str | None = None
         if device.type == "cuda":
             arch = _architecture(device)
