@@ -20,7 +20,7 @@ from .nn.weight import layout_on
 from .plans.core import Target
 from .plans.descriptors import MatmulDesc
 from .plans.select import select
-from .qtensor import expected_flat
+from .qtensor import expected_bytes
 from .scheme import Scheme
 from .shards import check_parts
 
@@ -136,13 +136,9 @@ def bytes_of(entry: Entry, scheme: Scheme | None, devices: int, target: Target |
             refused = str(error)
     layout = "row" if target is None else layout_on(scheme, dtype, target)
     if len(entry.shape) == 3 and layout != "row":  # each expert is laid out by itself
-        one = _size(scheme, (entry.shape[1], entry.shape[2]), dtype, layout)
+        one = expected_bytes(scheme, (entry.shape[1], entry.shape[2]), dtype, layout)
         return entry.shape[0] * one, refused
-    return _size(scheme, shape, dtype, layout), refused
-
-
-def _size(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> int:
-    return sum(prod(size) * kind.itemsize for size, kind in expected_flat(scheme, shape, dtype, layout).values())
+    return expected_bytes(scheme, shape, dtype, layout), refused
 
 
 def split_axis(name: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import prod
 from weakref import WeakValueDictionary
 
 import torch
@@ -417,6 +418,11 @@ def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, la
     """Shape and dtype of each tensor of ``QTensor.flat`` without act-order, in its order."""
     expected = get_layout(layout).expected(scheme, shape, dtype)
     return {f.name: want for f in fields(QTensor) if (want := expected.get(f.name)) is not None}
+
+
+def expected_bytes(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> int:
+    """``QTensor.nbytes`` of such a matrix without act-order."""
+    return sum(prod(size) * kind.itemsize for size, kind in expected_flat(scheme, shape, dtype, layout).values())
 
 
 def reduce(value) -> tuple:
