@@ -1,4 +1,4 @@
-"""Descriptors of the plans whose scale and zero point the caller gives.
+"""Floor 4. Descriptors of the plans whose scale and zero point the caller gives.
 
 Four granularities say how a tensor maps to scales; each is a small class that the descriptors of its four operations share.
 """
