@@ -26,7 +26,7 @@ from enum import Enum
 
 import torch
 
-from .errors import InvalidProblemError
+from .errors import InvalidProblemError, shorten
 from .formats import Format
 from .formats.core import code_range
 from .qtensor import QTensor
@@ -259,13 +259,8 @@ def check_pair(q: QTensor, params: QuantizationParams, name: str = "q") -> None:
     stored = stored_fields(q, params.method)
     for field, value in stored.items():
         if (got := getattr(params, field)) != value:
-            differs = f"{name} holds {field}={_short(value)}, its parameters say {_short(got)}"
+            differs = f"{name} holds {field}={shorten(value)}, its parameters say {shorten(got)}"
             raise InvalidProblemError(f"{differs}; pass those that its quantize call returned")
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def stored_fields(q: QTensor, method: QuantizationMethod) -> dict:

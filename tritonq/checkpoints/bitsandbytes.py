@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from ..dtypes import NAMED_DTYPES
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..formats import fp4_bnb, nf4
 from ..formats.dynamic_map import DYNAMIC_MAP
 from ..qtensor import QTensor
 from ..scheme import DQ_BLOCK, Scheme
 from .family import Family, Record, checked_shape
 from .source import Source
-from .tensorfile import load_json, shorten
+from .tensorfile import load_json
 
 _KINDS = {"nf4": ("nf4", nf4.LEVELS), "fp4": ("fp4_bnb", fp4_bnb.LEVELS)}  # their name -> (our format, its levels)
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # functional.quantize_4bit

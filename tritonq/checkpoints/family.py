@@ -8,12 +8,11 @@ from math import prod
 import torch
 
 from ..dtypes import NAMED_DTYPES, dtype_name
-from ..errors import CheckpointError, TritonQError
+from ..errors import CheckpointError, TritonQError, shorten
 from ..qstack import QStack
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from .source import Source
-from .tensorfile import shorten
 
 
 @dataclass(frozen=True, kw_only=True)

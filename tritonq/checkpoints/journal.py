@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..files import PARTIAL
 from .rules import Rules
 from .source import INDEX_SUFFIX, JOURNAL, REPORT, Source
-from .tensorfile import open_file, read_json, shorten
+from .tensorfile import open_file, read_json
 from .writer import write_json
 
 try:

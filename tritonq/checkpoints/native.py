@@ -13,12 +13,12 @@ from collections import Counter
 import torch
 
 from ..dtypes import dtype_name
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..qtensor import STORED, QTensor, expected_flat
 from ..scheme import Scheme
 from .family import Family, Record
 from .source import Source
-from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json, shorten
+from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json
 
 FAMILY = "tritonq"
 FORMAT_VERSION = 1

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..files import PARTIAL
-from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json, shorten
+from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
 JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError, InvalidProblemError, UnsupportedError
+from ..errors import CheckpointError, InvalidProblemError, UnsupportedError, shorten
 from ..shards import Cut
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
@@ -252,12 +252,6 @@ def read_json(path: Path) -> dict:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     return load_json(raw, str(path))
-
-
-def shorten(value, limit: int = 80) -> str:
-    """``repr(value)``, cut to ``limit`` characters: error texts stay one line."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def is_unicode(text: str) -> bool:
