@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -13,10 +14,12 @@ PACKAGE = ROOT / "tritonq"
 FLOORS = {
     "tritonq.act_order": 0,
     "tritonq.derived": 0,
+    "tritonq.dtypes": 0,
     "tritonq.errors": 0,
     "tritonq.interpreter": 0,
     "tritonq.files": 0,
     "tritonq.kept": 0,
+    "tritonq.sizes": 0,
     "tritonq._triton": 0,
     "tritonq._version": 0,
     "tritonq.backend": 0,
@@ -29,7 +32,6 @@ FLOORS = {
     "tritonq.levels": 1,
     "tritonq.methods": 1,
     "tritonq.devices": 1,
-    "tritonq.sizes": 1,
     "tritonq.reference": 2,
     "tritonq.kernels": 3,
     "tritonq.plans": 4,
@@ -133,6 +135,12 @@ def test_imports_point_down() -> None:
     modules = {module_name(p) for p in sources()}
     faults = [fault for path in sources() for fault in import_faults(path, path.read_text(), modules)]
     assert not faults, "\n".join(faults)
+
+
+def test_docstrings_name_the_floor_of_their_module() -> None:
+    said = {path: re.match(r"Floor (\d+)\.", ast.get_docstring(ast.parse(path.read_text())) or "") for path in sources()}
+    wrong = [f"{module_name(path)}: {found[0]}" for path, found in said.items() if found and int(found[1]) != floor_of(module_name(path))]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_programs_only_in_kernels_and_no_prints() -> None:

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .checkpoints.quality import compare_quantized
 from .checkpoints.rules import Rules
-from .checkpoints.source import Source
+from .checkpoints.source import Progress, Source
 from .errors import InvalidProblemError
-from .memory_plan import bytes_of, chosen_schemes, entries_of, plan_memory
+from .memory_plan import bytes_of, chosen_schemes, plan_memory
 from .model_config import Use
 from .ops import quantize
 from .scheme import Scheme
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ def measure(source: Source, candidates: Iterable[str | Scheme], use: Use = Use()
     if not schemes:
         raise InvalidProblemError("an assignment needs at least one scheme to choose from")
     chosen = chosen_schemes(source, Rules.parse(schemes[0]))
-    entries = [entry for entry in entries_of(source) if chosen[entry.name] is not None and entry.numel]
+    entries = [entry for entry in source.entries if chosen[entry.name] is not None and entry.numel]
     if not entries:
         raise InvalidProblemError(f"{source.path}: none of its {len(source)} tensors is quantized, so there is nothing to assign")
     total, done, signal = sum(entry.nbytes for entry in entries), 0, 0.0
@@ -119,8 +117,8 @@ def assign_model(source: Source, memory: int, candidates: Iterable[str | Scheme]
     (:class:`tritonq.memory_plan.MemoryPlan` of the result says so). ``lossless``: see :func:`measure`.
     """
     options, signal = measure(source, candidates, use, lossless=lossless, progress=progress)
-    kept = sum(bytes_of(entry, None, use.devices, use.target)[0] for entry in entries_of(source) if entry.name not in options)
-    largest = max((entry.nbytes for entry in entries_of(source) if entry.name in options), default=0)
+    kept = sum(bytes_of(entry, None, use.devices, use.target)[0] for entry in source.entries if entry.name not in options)
+    largest = max((entry.nbytes for entry in source.entries if entry.name in options), default=0)
     plans = {scheme: plan_memory(source, scheme, use) for scheme in {option.scheme for one in options.values() for option in one}}
     beside = {candidate: max(largest, plan.running - plan.weights) for candidate, plan in plans.items()}
     found, least = [], []

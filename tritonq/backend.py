@@ -32,17 +32,20 @@ def backend(device: torch.device | str | None = None) -> str:
         raise InvalidProblemError(f"TRITONQ_BACKEND={choice!r} is not one of {', '.join(_CHOICES)}")
     if choice == "triton" and triton is None:
         raise InvalidProblemError("TRITONQ_BACKEND=triton, but Triton is not installed; pip install triton or unset the variable")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    device = named_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     if choice == "reference" or triton is None:
         return "reference"
     if INTERPRETED:
         return "interpreter"
     return "triton" if choice == "triton" or device.type != "cpu" else "reference"
+
+
+def named_device(device: torch.device | str) -> torch.device:
+    """The device of that name; InvalidProblemError where there is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
 
 
 def environment() -> tuple[Callable, str | bytes]:

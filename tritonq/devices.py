@@ -1,4 +1,4 @@
-"""Floor 6. The vocabulary of placement: device profiles, sharding strategies, shards and plans."""
+"""Floor 1. The vocabulary of placement: device profiles, sharding strategies, shards and plans."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -28,3 +28,9 @@ class CheckpointError(TritonQError, ValueError):
 
 class ConfigFileError(TritonQError, ValueError):
     """A file of tuned configs is malformed, or not for what its head and its place say; the text names file and line."""
+
+
+def shorten(value: object) -> str:
+    """``repr(value)``, cut to 80 characters: an error's text stays one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,13 +13,14 @@ import torch
 from .checkpoints.rules import Rules
 from .checkpoints.source import Source
 from .checkpoints.tensorfile import Entry
+from .dtypes import NAMED_DTYPES
 from .errors import InvalidProblemError, TritonQError, UnsupportedError
 from .model_config import Use, activation_bytes, heads_refused, kv_cache_bytes, language_part, ties_embeddings
 from .nn.weight import layout_on
 from .plans.core import Target
 from .plans.descriptors import MatmulDesc
 from .plans.select import select
-from .qtensor import NAMED_DTYPES, expected_flat
+from .qtensor import expected_bytes
 from .scheme import Scheme
 from .shards import check_parts
 
@@ -84,7 +85,7 @@ def plan_memory(source: Source, scheme: str | Scheme | dict[str, str] | Rules | 
         True
     """
     rules = scheme if isinstance(scheme, Rules) or scheme is None else Rules.parse(scheme)
-    entries, schemes = entries_of(source), chosen_schemes(source, rules)
+    entries, schemes = source.entries, chosen_schemes(source, rules)
     dtype = model_dtype(source)
     saved = weights = largest = 0
     refused, products = None, set()
@@ -111,13 +112,9 @@ def plan_memory(source: Source, scheme: str | Scheme | dict[str, str] | Rules | 
                       unknown=tuple(unknown), refused=refused, **known)  # fmt: skip
 
 
-def entries_of(source: Source) -> list[Entry]:
-    return [entry for file in source.files for entry in file.entries.values()]
-
-
 def chosen_schemes(source: Source, rules: Rules | None) -> dict[str, Scheme | None]:
     """The scheme of each tensor, by the rule of a quantize job; None: kept."""
-    entries = entries_of(source)
+    entries = source.entries
     if rules is None:
         return dict.fromkeys(entry.name for entry in entries)
     decisions = rules.decide(entries, tied=ties_embeddings(source.config))
@@ -139,13 +136,9 @@ def bytes_of(entry: Entry, scheme: Scheme | None, devices: int, target: Target |
             refused = str(error)
     layout = "row" if target is None else layout_on(scheme, dtype, target)
     if len(entry.shape) == 3 and layout != "row":  # each expert is laid out by itself
-        one = _size(scheme, (entry.shape[1], entry.shape[2]), dtype, layout)
+        one = expected_bytes(scheme, (entry.shape[1], entry.shape[2]), dtype, layout)
         return entry.shape[0] * one, refused
-    return _size(scheme, shape, dtype, layout), refused
-
-
-def _size(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> int:
-    return sum(prod(size) * kind.itemsize for size, kind in expected_flat(scheme, shape, dtype, layout).values())
+    return expected_bytes(scheme, shape, dtype, layout), refused
 
 
 def split_axis(name: str) -> int | None:
@@ -163,7 +156,7 @@ def model_dtype(source: Source) -> torch.dtype:
     if isinstance(named, str) and named in NAMED_DTYPES:
         return NAMED_DTYPES[named]
     totals: dict[torch.dtype, int] = {}
-    for entry in entries_of(source):
+    for entry in source.entries:
         if entry.is_float:
             totals[entry.torch_dtype] = totals.get(entry.torch_dtype, 0) + entry.nbytes
     return max(totals, key=totals.get, default=torch.bfloat16)

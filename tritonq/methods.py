@@ -26,8 +26,9 @@ from enum import Enum
 
 import torch
 
-from .errors import InvalidProblemError
+from .errors import InvalidProblemError, shorten
 from .formats import Format
+from .formats.core import code_range
 from .qtensor import QTensor
 from .scheme import Scheme
 
@@ -88,8 +89,7 @@ class QuantizationMethod(Enum):
 
     def code_range(self, bits: int) -> tuple[int, int]:
         """Smallest and largest code: ``-2**(b-1) .. 2**(b-1) - 1`` for symmetric methods, else ``0 .. 2**b - 1``."""
-        width = self.code_bits(bits)
-        return (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if self.symmetric else (0, 2**width - 1)
+        return code_range(self.code_bits(bits), self.symmetric)
 
     def data_type(self, bits: int) -> QuantizedDataType:
         """What holds one code: INT4 or UINT4 for 4-bit codes, INT8 or UINT8 for other widths, the float type for casts."""
@@ -199,7 +199,7 @@ class _ByteFormat(Format):
 
     @property
     def code_range(self) -> tuple[int, int]:
-        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
+        return code_range(self.width, self.signed)
 
 
 def method_scheme(method: QuantizationMethod, bits: int, rounding: str = "half_even") -> Scheme:
@@ -252,21 +252,15 @@ def check_pair(q: QTensor, params: QuantizationParams, name: str = "q") -> None:
         raise InvalidProblemError(f"{name} must be a QTensor, got {type(q).__name__}")
     if not isinstance(params, QuantizationParams):
         raise InvalidProblemError(f"the parameters of {name} must be a QuantizationParams, got {type(params).__name__}")
-    options = {"rounding": "half_away"} if "away" in q.scheme.options else {}
-    want = method_scheme(params.method, params.bits, **options)
+    want = method_scheme(params.method, params.bits, "half_away" if "away" in q.scheme.options else "half_even")
     if q.scheme != want:
         said = f"{params.method.name} with {params.bits} bits, which is {want}"
         raise InvalidProblemError(f"{name} is {q.scheme}, its parameters say {said}; pass those that its quantize call returned")
     stored = stored_fields(q, params.method)
     for field, value in stored.items():
         if (got := getattr(params, field)) != value:
-            differs = f"{name} holds {field}={_short(value)}, its parameters say {_short(got)}"
+            differs = f"{name} holds {field}={shorten(value)}, its parameters say {shorten(got)}"
             raise InvalidProblemError(f"{differs}; pass those that its quantize call returned")
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def stored_fields(q: QTensor, method: QuantizationMethod) -> dict:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 
 from . import ops
+from .dtypes import FLOAT_DTYPES
 from .errors import InvalidProblemError
 from .plans.core import expect_type
 from .qtensor import QTensor
-from .scheme import FLOAT_DTYPES, Scheme
+from .scheme import Scheme
 
 
 class Nf4Quantizer:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from .act_order import column_order
+from .dtypes import FLOAT_DTYPES
 from .errors import InvalidProblemError
 from .plans.bound import find, is_watched
 from .plans.core import expect_dense, expect_type
@@ -13,7 +14,7 @@ from .plans.descriptors import DequantizeDesc, QuantizeDesc
 from .plans.select import select
 from .qstack import QStack
 from .qtensor import QTensor, expected_flat
-from .scheme import FLOAT_DTYPES, Scheme
+from .scheme import Scheme
 from .torch_ops import choose_product
 
 _is_compiling = torch.compiler.is_compiling
@@ -82,6 +83,7 @@ def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         >>> tritonq.dequantize(tritonq.quantize(torch.tensor([[7.0, -3.0]]), "int4")).tolist()
         [[7.0, -3.0]]
     """
+    expect_type(q, QTensor, "q")
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise InvalidProblemError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if _is_compiling() or is_watched():

@@ -58,7 +58,7 @@ def bits_per_param(level) -> Fraction:
             level = Scheme.parse(level)
     if isinstance(level, QuantizationLevel):
         return Fraction(level.bits_per_param)
-    if not hasattr(level, "bits_per_weight"):
+    if not isinstance(level, Scheme):
         raise InvalidProblemError(f"level must be a QuantizationLevel, a Scheme or text, got {type(level).__name__} {level!r}")
     return Fraction(level.bits_per_weight(4096, 4096))
 

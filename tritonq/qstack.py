@@ -11,7 +11,7 @@ import torch
 
 from .errors import InvalidProblemError, UnsupportedError
 from .layouts import get_layout
-from .qtensor import QTensor, checked_device, expected_flat, flat_key, operands, parse_form, reduce
+from .qtensor import STORED, QTensor, as_bytes, checked_device, expected_flat, flat_key, form_of, operands, parse_form, reduce
 from .scheme import Scheme
 
 # The stacks that are alive, as qtensor._alive has the matrices.
@@ -59,8 +59,7 @@ class QStack:
                 rule = f"{count} matrices {one} of {self.scheme} in layout {self.layout} need {name} = {want}"
                 raise InvalidProblemError(f"{rule}, got {got}")
         # QTensor.form of each matrix; text, as a compiled graph needs it
-        n, k = one
-        form = f"{self.scheme} {n}x{k} {str(self.dtype).removeprefix('torch.')} {self.layout}"
+        form = form_of(self.scheme, tuple(one), self.dtype, self.layout)
         object.__setattr__(self, "form", form)
         object.__setattr__(self, "operands", operands(vars(self), form))
         _alive[(form, *map(id, self.flat()))] = self
@@ -92,6 +91,12 @@ class QStack:
         tensors = {name: value.view(count, value.shape[0] // count, value.shape[1]) for f in fields(cls)
                    if isinstance(value := getattr(q, name := f.name, None), torch.Tensor)}  # fmt: skip
         return cls(q.scheme, (count, rows // count, k), q.dtype, **tensors)
+
+    @classmethod
+    def on_meta(cls, scheme: Scheme, shape: tuple[int, int, int], dtype: torch.dtype) -> QStack:
+        """Shapes and dtypes alone, as :meth:`QTensor.on_meta`; raises as :meth:`of` does."""
+        count, n, k = shape
+        return cls.of(QTensor.on_meta(scheme, (count * n, k), dtype), count)
 
     def matrix(self) -> QTensor:
         """The matrix ``[E * N, K]``: the inverse of :meth:`of`."""
@@ -129,7 +134,7 @@ class QStack:
         if name == self.layout:
             return self
         turned = [q.relayout(name).flat() for q in self]
-        stacked = [torch.stack([_bytes(t) for t in one]).view(one[0].dtype) for one in zip(*turned)]
+        stacked = [torch.stack([as_bytes(t) for t in one]).view(one[0].dtype) for one in zip(*turned)]
         names = expected_flat(self.scheme, self.shape[1:], self.dtype, name)
         return replace(self, layout=name, **dict(zip(names, stacked, strict=True)))
 
@@ -142,8 +147,7 @@ class QStack:
     def tensors(self) -> dict[str, torch.Tensor]:
         """As :meth:`QTensor.tensors`, each with a first axis ``E``."""
         row = self.relayout("row")
-        named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for field, name in STORED.items() if (tensor := getattr(row, field, None)) is not None}
 
     def flat(self) -> list[torch.Tensor]:
         """Its tensors as they lie in memory."""
@@ -167,8 +171,3 @@ class QStack:
     def __repr__(self) -> str:
         layout = "" if self.layout == "row" else f", layout={self.layout}"
         return f"QStack({str(self.scheme)!r}, shape={self.shape}, dtype={self.dtype}, device={self.device}{layout})"
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """8-bit floats as bytes, which torch can stack."""
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

@@ -4,21 +4,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import prod
 from weakref import WeakValueDictionary
 
 import torch
 
 from .act_order import check_order, column_order, inverse
+from .backend import named_device
 from .derived import Derived
+from .dtypes import FLOAT_DTYPES, NAMED_DTYPES, dtype_name
 from .errors import InvalidProblemError, UnsupportedError
 from .formats.dynamic_map import DYNAMIC_MAP
 from .formats.packing import computable, pack_row, unpack_row
 from .layouts import get_layout
 from .layouts.core import Expected
-from .scheme import DQ_BLOCK, FLOAT_DTYPES, Scheme
+from .scheme import DQ_BLOCK, Scheme
 
-# By name, as forms and files write them: "bfloat16" -> torch.bfloat16.
-NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+# Fields of a QTensor that files hold, and what they are called there.
+STORED = {"packed": "packed", "stored_scale": "scale", "zero_point": "zero_point", "second_scale": "second_scale",
+          "scale_offset": "scale_offset", "column_order": "column_order"}  # fmt: skip
 # The QTensors that are alive, by form and tensors, so that an operator of PyTorch, which is given those, finds what was prepared for one.
 _alive: WeakValueDictionary[tuple, QTensor] = WeakValueDictionary()
 # Of those that share ``packed``, the one that was made or found last, by the identity of that tensor.
@@ -94,8 +98,8 @@ class QTensor:
             if tensor is not None and not tensor.is_contiguous():
                 strides = f"shape {got[0]} with strides {tensor.stride()}"
                 raise InvalidProblemError(f"{name} must be contiguous, got {strides}; {name}.contiguous() is a copy that is")
-        form = f"{scheme} {self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.layout}"
-        object.__setattr__(self, "form", form + " act_order" * (self.column_order is not None))
+        form = form_of(scheme, self.shape, self.dtype, self.layout, act_order=self.column_order is not None)
+        object.__setattr__(self, "form", form)
         object.__setattr__(self, "operands", operands(vars(self), self.form))
         _alive[(self.form, *map(id, self.flat()))] = _of_packed[id(self.packed)] = self
 
@@ -132,7 +136,7 @@ class QTensor:
     @property
     def g_idx(self) -> torch.Tensor:
         """int32 ``[K]``: the group of each column of the matrix along K; 0 where a group holds whole rows."""
-        columns = max(self.scheme.group_shape(*self.shape)[1], 1) if self.scheme.has_scale else max(self.shape[1], 1)
+        columns = self.scheme.group_shape(*self.shape)[1] if self.scheme.has_scale else max(self.shape[1], 1)
         packed = torch.arange(self.shape[1], dtype=torch.int32, device=self.device) // columns
         return packed if self.column_order is None else packed[self.column_rank]
 
@@ -211,10 +215,7 @@ class QTensor:
         Files hold the ``row`` layout, so a matrix in another layout is turned back first.
         """
         row = self.relayout("row")
-        named = {"packed": row.packed, "scale": row.stored_scale, "zero_point": row.zero_point,
-                 "second_scale": row.second_scale, "scale_offset": row.scale_offset,
-                 "column_order": row.column_order}  # fmt: skip
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for field, name in STORED.items() if (tensor := getattr(row, field)) is not None}
 
     def rows(self, indices: torch.Tensor) -> QTensor:
         """The rows ``indices`` (integers ``[T]``, on the same device) as a matrix ``[T, K]`` in ``row``: what an embedding looks up.
@@ -238,8 +239,8 @@ class QTensor:
         row = self.relayout("row")
         taken = {name: None if getattr(row, name) is None else getattr(row, name)[indices] for name in ("packed", "zero_point")}
         scale = row.stored_scale
-        if scale is not None:  # as bytes: torch does not index every 8-bit float
-            scale = scale.view(torch.uint8)[indices].view(scale.dtype) if scale.dtype.itemsize == 1 else scale[indices]
+        if scale is not None:
+            scale = as_bytes(scale)[indices].view(scale.dtype)
         return replace(row, shape=(indices.numel(), self.shape[1]), stored_scale=scale, **taken)
 
     def flat(self) -> list[torch.Tensor]:
@@ -290,7 +291,7 @@ class QTensor:
             InvalidProblemError: a tensor is missing, unknown, of the wrong shape or dtype, a scale is NaN or Inf, or an integer zero point
                 is larger than ``2**bits``, the most that GPTQ files hold.
         """
-        known = ("packed", "scale", "zero_point", "second_scale", "scale_offset", "column_order")
+        known = STORED.values()
         if not isinstance(tensors, dict):
             raise InvalidProblemError(f"tensors must be a dict of {', '.join(known)}, got {type(tensors).__name__}")
         if unknown := sorted(str(name) for name in set(tensors) - set(known)):
@@ -299,12 +300,11 @@ class QTensor:
             raise InvalidProblemError(f"tensor 'packed' is missing; got {', '.join(tensors) or 'none'}")
         shape = tuple(shape) if isinstance(shape, list | torch.Size) else shape
         tensors = {name: tensor.contiguous() if isinstance(tensor, torch.Tensor) else tensor for name, tensor in tensors.items()}
-        q = cls(Scheme.parse(scheme), shape, dtype, *(tensors.get(name) for name in known[:-1]), column_order=tensors.get("column_order"))
+        q = cls(Scheme.parse(scheme), shape, dtype, **{field: tensors.get(name) for field, name in STORED.items()})
         if q.column_order is not None:
             check_order(q.column_order)
-        for name in known[1:-1]:
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.dtype != torch.uint8 and not bool(tensor.to(torch.float64).isfinite().all()):
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.is_floating_point() and not bool(tensor.to(torch.float64).isfinite().all()):
                 raise InvalidProblemError(f"{name} holds NaN or Inf, which would decode to NaN; scales and zero points must be finite")
         # kernels put code and zero point into the few mantissa bits of 16-bit floats
         most, zeros = 2**q.scheme.format.bits, q.zero_point
@@ -369,13 +369,15 @@ class QTensor:
 
 def checked_device(device: torch.device | str) -> torch.device:
     """A device that tensors can be moved to."""
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidProblemError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    device = named_device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidProblemError(f"cannot move to {device}: torch sees no CUDA or HIP device; stay on 'cpu'")
     return device
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """8-bit floats as bytes: torch does not index, copy, join or send every one of them."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def flat_key(tensors: list[torch.Tensor], form: str) -> tuple:
@@ -385,8 +387,13 @@ def flat_key(tensors: list[torch.Tensor], form: str) -> tuple:
     return form if isinstance(form, str) else None, *map(id, tensors)  # None is never alive; parse_form says what a form is
 
 
+def form_of(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str, *, act_order: bool = False) -> str:
+    """``QTensor.form``: ``"scheme NxK dtype layout"``, with ``" act_order"`` where columns are sorted."""
+    return f"{scheme} {shape[0]}x{shape[1]} {dtype_name(dtype)} {layout}" + " act_order" * act_order
+
+
 def parse_form(form: str) -> tuple[Scheme, tuple[int, int], torch.dtype, str, bool]:
-    """(scheme, (N, K), dtype, layout, act_order) of ``QTensor.form``."""
+    """The inverse of :func:`form_of`: (scheme, (N, K), dtype, layout, act_order)."""
     words = form.split(" ") if isinstance(form, str) else []
     sizes = words[1].split("x") if len(words) in (4, 5) else []
     read = len(sizes) == 2 and all(size.isdecimal() for size in sizes) and words[2] in NAMED_DTYPES and words[4:] in ([], ["act_order"])
@@ -411,6 +418,11 @@ def expected_flat(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, la
     """Shape and dtype of each tensor of ``QTensor.flat`` without act-order, in its order."""
     expected = get_layout(layout).expected(scheme, shape, dtype)
     return {f.name: want for f in fields(QTensor) if (want := expected.get(f.name)) is not None}
+
+
+def expected_bytes(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, layout: str) -> int:
+    """``QTensor.nbytes`` of such a matrix without act-order."""
+    return sum(prod(size) * kind.itemsize for size, kind in expected_flat(scheme, shape, dtype, layout).values())
 
 
 def reduce(value) -> tuple:

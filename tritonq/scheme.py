@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 
+from .dtypes import compute_dtype
 from .errors import InvalidProblemError
 from .formats import FORMATS, SCALE_FORMATS, Format, ScaleFormat, default_scale_format, get_format, get_scale_format
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # bitsandbytes quantizes the scales of a doubly quantized tensor in blocks of 256 (functional.quantize_4bit).
 DQ_BLOCK = 256
 
@@ -93,8 +94,7 @@ class Scheme:
         if text in PRESETS:
             return cls(**PRESETS[text], spelling=text)
         if text in ALIASES:
-            resolved = cls.parse(ALIASES[text])
-            return cls(**{**_fields(resolved), "spelling": text})
+            return replace(cls.parse(ALIASES[text]), spelling=text)
         name, *parts = text.split(".")
         if name in PRESETS or name in ALIASES:
             added = ".".join(parts)
@@ -135,7 +135,7 @@ class Scheme:
             if option not in OPTIONS:
                 raise InvalidProblemError(f"scheme {text!r}: unknown option {option!r}; known options: {', '.join(OPTIONS)}")
 
-        def refuse(rule: str) -> None:
+        def refuse(rule: str) -> NoReturn:
             raise InvalidProblemError(f"scheme {text!r}: {rule}")
 
         if fmt.max_abs is None and (self.granularity.kind != "none" or options or self.scale):
@@ -211,7 +211,7 @@ class Scheme:
 
     def decode_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What decoding to ``dtype`` computes in: float64 where the result or the stored scale is, else float32."""
-        return torch.float64 if dtype == torch.float64 or self.scale == "fp64" else torch.float32
+        return torch.float64 if self.scale == "fp64" else compute_dtype(dtype)
 
     def zero_format(self, dtype: torch.dtype) -> ScaleFormat:
         """How the float zero point of ``fz`` is stored: like the scale, or in the default where the scale is an 8-bit float."""
@@ -259,10 +259,6 @@ class Scheme:
         if self.recipe == "nv":
             total += 32
         return total / (n * k)
-
-
-def _fields(scheme: Scheme) -> dict:
-    return {name: getattr(scheme, name) for name in ("format", "granularity", "scale", "options", "recipe")}
 
 
 PRESETS = {

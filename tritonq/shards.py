@@ -13,7 +13,7 @@ from math import gcd, lcm
 import torch
 
 from .errors import InvalidProblemError
-from .qtensor import QTensor, expected_flat
+from .qtensor import QTensor, as_bytes, expected_flat
 from .scheme import DQ_BLOCK, Scheme
 
 _AXES = {0: "N", 1: "K"}
@@ -33,7 +33,7 @@ class Cut:
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of that part: contiguous, and the whole need not live on."""
-        return _bytes(self.of(tensor)).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
+        return as_bytes(self.of(tensor)).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
 
 
 def narrow(q: QTensor, axis: int, start: int, length: int) -> QTensor:
@@ -111,7 +111,7 @@ def concatenate(parts: Sequence[QTensor], axis: int = 0) -> QTensor:
                     "keep them apart, or quantize them as one matrix or with a group size")  # fmt: skip
             joined[name] = tensor
         else:
-            views = [_bytes(other.view(_resized(cut.view, cut.axis, c.length))) for c, other in found]
+            views = [as_bytes(other.view(_resized(cut.view, cut.axis, c.length))) for c, other in found]
             joined[name] = torch.cat(views, cut.axis).view(tensor.dtype)
     return replace(first, shape=shape, **_in_shape(joined, first.scheme, shape, first.dtype))
 
@@ -286,11 +286,6 @@ def _axis(axis: int) -> int:
 def _check_qtensor(q) -> None:
     if not isinstance(q, QTensor):
         raise InvalidProblemError(f"a piece is one of a QTensor, got {type(q).__name__}")
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """8-bit floats as bytes: torch does not copy or join every one of them."""
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:

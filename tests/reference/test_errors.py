@@ -3,9 +3,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonq
-from tritonq import MatmulDesc, PlanPreference, QuantizeDesc, dequantize, errors, matmul, quantize, select
+from tritonq import DequantizeDesc, MatmulDesc, PlanPreference, QuantizeDesc, dequantize, errors, matmul, quantize, select
 from tritonq.errors import InvalidProblemError, UnsupportedError, WorkspaceTooSmallError
 
 X = torch.randn(2, 64)
@@ -78,6 +79,8 @@ REFUSED = {
     "bound of bias": (lambda: GUARANTEE.bound(X, Q, torch.ones(5)), "bias must have shape (4,), got (5,)"),
     "bound of activation": (lambda: GUARANTEE.bound(X, Q, activation="swish"), "unknown activation 'swish'"),
     "other shape": (lambda: select(INT4).run(torch.randn(3, 64)), "the plan is for quantize(n=2, k=64, int4, float32"),
+    "other layout": (lambda: select(DequantizeDesc.of(Q)).run(Q.relayout("frag")), "the arguments have layout=frag"),
+    "other source": (lambda: select(DequantizeDesc.of(Q)).run(quantize(X.half(), "int4.g32")), "the arguments have n=2, source_dtype="),
     "too many": (lambda: select(INT4).run(X, X), "takes 1 positional tensors, got 2"),
     "too few": (lambda: select(MatmulDesc.of(X, Q)).run(X), "takes 2 positional tensors, got 1"),
     "plan kind": (lambda: select(INT4).run(Q), "x must be a Tensor, got QTensor"),
@@ -115,3 +118,8 @@ def test_classes():
 def test_inputs_that_need_a_gradient_are_fine():
     w = torch.randn(4, 64, requires_grad=True)
     assert torch.equal(quantize(w, "int4").packed, quantize(w.detach(), "int4").packed)
+
+
+def test_a_tensor_cannot_be_decoded_where_operators_are_watched():
+    with FakeTensorMode(), pytest.raises(InvalidProblemError, match="q must be a QTensor, got Tensor"):
+        dequantize(X)

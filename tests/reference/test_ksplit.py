@@ -9,7 +9,7 @@ from tests.support.schemes import same_bits
 from tests.support.weights import weight
 from tritonq import QTensor
 from tritonq.errors import UnsupportedError
-from tritonq.layouts import ksplit
+from tritonq.layouts import by_group
 
 SCHEMES = ("int4", "int4.g48", "int4.channel", "int4.tensor", "int4.b3x5", "int4.dq", "int4.g7.s32", "int4.se8m0", "int4.se4m3", "uint4",
            "uint4.fz", "uint4.fz.se8m0", "uint4.b64x128", "nf4", "nf4.dq", "nf4.g1", "fp4_bnb", "fp4_e2m1.sbf16", "mxfp4", "nvfp4", "int8",
@@ -51,8 +51,8 @@ def test_from_frag_and_back():
 def test_large_matrices_go_in_panels(monkeypatch):
     q = weight("uint3", 50, 260, torch.float16)
     whole = q.relayout("ksplit")
-    monkeypatch.setattr(ksplit, "_CHUNK", 512 * 20)
-    assert len(ksplit._panels(q)) == 3 and same_bits(q.relayout("ksplit").packed, whole.packed)
+    monkeypatch.setattr(by_group, "_CHUNK", 512 * 20)
+    assert len(by_group.panels(q.shape[0], 512)) == 3 and same_bits(q.relayout("ksplit").packed, whole.packed)
     assert same_bits(whole.relayout("row").packed, q.packed)
 
 

@@ -10,7 +10,7 @@ from tests.support.schemes import hostile, same_bits
 from tritonq import QTensor
 from tritonq.errors import InvalidProblemError, UnsupportedError
 from tritonq.formats import FORMATS
-from tritonq.layouts import byte_planes, frag, frag_codes
+from tritonq.layouts import by_group, byte_planes, frag, frag_codes
 from tritonq.layouts.byte_planes import BytePlanes
 
 BOOKS = ("nf4", "fp4_bnb", "fp4_e2m1")
@@ -53,8 +53,8 @@ def test_there_and_back_is_the_same_bytes(scheme, dtype, shape):
 def test_large_matrices_go_in_panels(monkeypatch):
     q = random_q("uint4", (500, 260))
     whole = q.relayout("frag")
-    monkeypatch.setattr(frag_codes, "_CHUNK", 64 * 384 * 3)
-    assert len(frag_codes.panels(500, 384)) == 3 and same_bits(q.relayout("frag").packed, whole.packed)
+    monkeypatch.setattr(by_group, "_CHUNK", 64 * 384 * 3)
+    assert len(frag_codes.tile_panels(500, 384)) == 3 and same_bits(q.relayout("frag").packed, whole.packed)
     assert same_bits(whole.relayout("row").packed, q.packed)
 
 

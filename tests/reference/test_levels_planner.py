@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import tritonq
 from tritonq.errors import InvalidProblemError
 from tritonq.levels import QuantizationLevel
 from tritonq.planner import (
@@ -105,7 +107,7 @@ def test_params_refused(params):
             call()
 
 
-@pytest.mark.parametrize("level", ["int4.q128", "elephant", 4, None])
+@pytest.mark.parametrize("level", ["int4.q128", "elephant", 4, None, tritonq.quantize(torch.ones(1, 2), "int8")])
 def test_level_refused(level):
     with pytest.raises(InvalidProblemError):
         estimate_memory(10, level)

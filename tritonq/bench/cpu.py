@@ -18,9 +18,9 @@ from functools import partial
 
 import torch
 
+from ..dtypes import dtype_name
 from ..formats.packing import unpack
 from ..ops import dequantize, quantize
-from ..plans.core import dtype_name
 from ..scheme import Scheme
 from .peers import Missing, load
 from .results import Results, Row

@@ -11,6 +11,7 @@ from .. import reference
 from ..nn.weight import best_layout
 from ..ops import matmul, quantize
 from ..qtensor import QTensor
+from ..reference.matrix import swiglu
 from ..scheme import Scheme
 from . import check
 from .decoder import LLAMA3_8B, TINY, Decoder, Dimensions, Linear
@@ -36,8 +37,7 @@ def dense(name: str, weight: torch.Tensor) -> Linear:
 
 
 def dense_gate_up(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    gate, up = linear(x).chunk(2, -1)
-    return F.silu(gate) * up
+    return swiglu(linear(x))
 
 
 def quantized(scheme: str, device: torch.device) -> Callable[[str, torch.Tensor], Linear]:

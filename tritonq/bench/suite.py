@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..dtypes import dtype_name
 from ..nn.weight import best_layout
 from ..ops import quantize
-from ..plans.core import dtype_name
 from ..qtensor import QTensor
 from ..scheme import Scheme
 from .results import Figures, Row, with_speedups

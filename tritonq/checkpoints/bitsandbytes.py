@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import CheckpointError
+from ..dtypes import NAMED_DTYPES, dtype_name
+from ..errors import CheckpointError, shorten
 from ..formats import fp4_bnb, nf4
 from ..formats.dynamic_map import DYNAMIC_MAP
-from ..qtensor import NAMED_DTYPES, QTensor
+from ..qtensor import QTensor
 from ..scheme import DQ_BLOCK, Scheme
 from .family import Family, Record, Target, checked_shape
 from .source import Source
-from .tensorfile import load_json, shorten
+from .tensorfile import load_json
 from .writer import Stored
 
 _KINDS = {"nf4": ("nf4", nf4.LEVELS), "fp4": ("fp4_bnb", fp4_bnb.LEVELS)}  # their name -> (our format, its levels)
@@ -83,7 +84,7 @@ class BitsAndBytes(Family, Target):
             rule = f"nf4 and fp4_bnb in groups of {', '.join(map(str, _BLOCK_SIZES))} that divide a row, with float32 scales or .dq"
             what = f"{record.scheme}{' in act-order' * act_order} of shape {list(record.shape)}"
             raise CheckpointError(f"bitsandbytes stores {rule}, not {what}; quantize the original weights to nf4.g64")
-        if str(record.dtype).removeprefix("torch.") not in _DTYPES:
+        if dtype_name(record.dtype) not in _DTYPES:
             raise CheckpointError(f"bitsandbytes decodes to {', '.join(_DTYPES)}, not {record.dtype}")
         blocks = n * k // scheme.group_size
         sizes = {"": ("U8", (n * k // 2, 1)), ".quant_map": ("F32", (16,)), f"{_STATE}{kind}": ("U8", (_LARGEST_STATE,))}
@@ -96,7 +97,7 @@ class BitsAndBytes(Family, Target):
 
     def tensors(self, name: str, record: Record, q: QTensor) -> dict[str, torch.Tensor]:
         kind, nested = _kind_of(q.scheme), "dq" in q.scheme.options
-        state = {"quant_type": kind, "blocksize": q.scheme.group_size, "dtype": str(record.dtype).removeprefix("torch."),
+        state = {"quant_type": kind, "blocksize": q.scheme.group_size, "dtype": dtype_name(record.dtype),
                  "shape": list(record.shape)}  # fmt: skip
         parts = {"": ((q.packed >> 4) | (q.packed << 4)).view(-1, 1), ".absmax": q.stored_scale.reshape(-1),
                  ".quant_map": _table(_KINDS[kind][1])}  # fmt: skip
@@ -111,7 +112,7 @@ class BitsAndBytes(Family, Target):
         scheme, dtype = schemes.most_common(1)[0][0], Counter(record.dtype for record in records.values()).most_common(1)[0][0]
         return {"quantization_config": {
             "quant_method": self.name, "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": _kind_of(scheme),
-            "bnb_4bit_use_double_quant": "dq" in scheme.options, "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+            "bnb_4bit_use_double_quant": "dq" in scheme.options, "bnb_4bit_compute_dtype": dtype_name(dtype),
             "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": [name.removesuffix(".weight") for name in kept],
         }}  # fmt: skip
 

@@ -9,8 +9,9 @@ from .checkpoint import Checkpoint
 from .checkpoint import open as open_checkpoint
 from .families import TARGETS
 from .family import Record, Target
-from .job import Progress, Task, keep, run
+from .job import Task, keep, run
 from .native import FAMILY
+from .source import Progress
 from .tensorfile import DTYPE_NAMES, Entry, TensorFile
 from .writer import FileWriter, Stored
 

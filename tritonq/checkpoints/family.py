@@ -10,11 +10,12 @@ from math import prod
 
 import torch
 
-from ..errors import CheckpointError, TritonQError
-from ..qtensor import NAMED_DTYPES, QTensor
+from ..dtypes import NAMED_DTYPES, dtype_name
+from ..errors import CheckpointError, TritonQError, shorten
+from ..qstack import QStack
+from ..qtensor import QTensor
 from ..scheme import Scheme
 from .source import Source
-from .tensorfile import shorten
 from .writer import Stored
 
 METADATA_KEY = "tritonq"  # of a file's header: the description of its quantized weights by our own family
@@ -31,12 +32,17 @@ class Record:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, q: QTensor | QStack) -> Record:
+        """What a file says of a weight."""
+        return cls(scheme=str(q.scheme), shape=tuple(q.shape), dtype=q.dtype)
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return prod(self.shape[:-1]), self.shape[-1]
 
     def to_json(self) -> dict:
-        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {"scheme": self.scheme, "shape": list(self.shape), "dtype": dtype_name(self.dtype)}
 
     @classmethod
     def from_json(cls, fields, where: str) -> Record:

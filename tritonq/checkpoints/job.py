@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from ..files import write_atomic
 from .family import Record, Target
 from .journal import Journal, identity, locked
 from .quality import Quality
-from .source import Source
+from .source import Progress, Source
 from .tensorfile import DTYPES, Entry, TensorFile, checked_path
 from .writer import FileWriter, Stored, header_room, write_json
-
-Progress = Callable[[int, int, str], None]
 
 
 class Task(ABC):

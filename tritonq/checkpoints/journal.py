@@ -7,10 +7,10 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..files import PARTIAL
 from .source import INDEX_SUFFIX, JOURNAL, MANIFEST, REPORT, Source
-from .tensorfile import open_file, read_json, shorten
+from .tensorfile import open_file, read_json
 from .writer import write_json
 
 try:

@@ -12,47 +12,44 @@ from collections import Counter
 
 import torch
 
-from ..errors import CheckpointError
-from ..qtensor import QTensor, expected_flat
+from ..dtypes import dtype_name
+from ..errors import CheckpointError, shorten
+from ..qtensor import STORED, QTensor, expected_flat
 from ..scheme import Scheme
 from .family import METADATA_KEY, Family, Record, Target
 from .source import MANIFEST, Source
-from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json, shorten
+from .tensorfile import DTYPE_NAMES, TensorFile, load_json, read_json
 from .writer import Stored
 
 FAMILY = "tritonq"
 FORMAT_VERSION = 1
 
-_SUFFIXES = {
-    "packed": "",
-    "scale": "_scale",
-    "zero_point": "_zero_point",
-    "second_scale": "_second_scale",
-    "scale_offset": "_scale_offset",
-    "column_order": "_column_order",
-}
+
+def stored_name(name: str, part: str) -> str:
+    """What ``part`` of weight ``name``, as :meth:`QTensor.tensors` calls it, is called in a file."""
+    return name if part == "packed" else f"{name}_{part}"
 
 
-def stored_names(name: str, record: Record | None) -> list[str]:
-    """Names of the tensors that weight ``name`` may take in a file; just its own where it is not quantized."""
-    return [name + suffix for suffix in _SUFFIXES.values()] if record else [name]
+def stored_names(name: str) -> list[str]:
+    """Names of the tensors that weight ``name`` may take in a file."""
+    return [stored_name(name, part) for part in STORED.values()]
 
 
 def expected(name: str, record: Record, *, act_order: bool = False) -> Stored:
     """The tensors that weight ``name`` has in a file: their names, and of each the name of its dtype and its shape."""
     flat = expected_flat(Scheme.parse(record.scheme), record.matrix_shape, record.dtype, "row")
     parts = flat | ({"column_order": ((record.matrix_shape[1],), torch.int32)} if act_order else {})
-    return {name + _SUFFIXES[field.removeprefix("stored_")]: (DTYPE_NAMES[dtype], shape) for field, (shape, dtype) in parts.items()}
+    return {stored_name(name, STORED[field]): (DTYPE_NAMES[dtype], shape) for field, (shape, dtype) in parts.items()}
 
 
 def to_tensors(name: str, q: QTensor) -> dict[str, torch.Tensor]:
     """The tensors of ``q`` under their names in a file."""
-    return {name + _SUFFIXES[part]: tensor for part, tensor in q.tensors().items()}
+    return {stored_name(name, part): tensor for part, tensor in q.tensors().items()}
 
 
 def from_tensors(name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
     """The inverse of :func:`to_tensors`; ``tensors`` may hold others too. Every shape and dtype is checked."""
-    parts = {part: tensors[name + suffix] for part, suffix in _SUFFIXES.items() if name + suffix in tensors}
+    parts = {part: tensors[stored] for part in STORED.values() if (stored := stored_name(name, part)) in tensors}
     return QTensor.from_tensors(record.scheme, record.matrix_shape, record.dtype, parts)
 
 
@@ -99,7 +96,7 @@ def quantization_config(records: dict[str, Record], kept: list[str]) -> dict:
         "quant_method": FAMILY,
         "format_version": FORMAT_VERSION,
         "scheme": commonest,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "overrides": {name: record.scheme for name, record in records.items() if record.scheme != commonest},
         "kept": kept,
     }
@@ -140,13 +137,13 @@ class Native(Family, Target):
                 raise CheckpointError(f"{source.owner[name].path}: weight {name!r}: {needs}")
 
     def stored_names(self, name: str) -> list[str]:
-        return [name + suffix for suffix in _SUFFIXES.values()]
+        return stored_names(name)
 
     def assemble(self, name: str, record: Record, tensors: dict[str, torch.Tensor]) -> QTensor:
         return from_tensors(name, record, tensors)
 
     def act_order(self, name: str, source: Source) -> bool:
-        return name + _SUFFIXES["column_order"] in source
+        return stored_name(name, "column_order") in source
 
     def stored(self, name: str, record: Record, *, act_order: bool) -> Stored:
         return expected(name, record, act_order=act_order)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dtypes import compute_dtype
 from ..qtensor import QTensor
 from ..reference.matrix import decode_rows
 
@@ -104,7 +105,7 @@ def _compare_slice(x: torch.Tensor, y: torch.Tensor) -> Quality:
 def decoded_rows(q: QTensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """``q`` decoded a slice of rows at a time: ``(rows, float32 or, of float64 weights, float64 values)``."""
     n, k = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(q.dtype)
     step = max(1, _SLICE // max(1, k))
     for first in range(0, n, step):
         rows = slice(first, min(first + step, n))

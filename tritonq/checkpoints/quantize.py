@@ -8,11 +8,11 @@ from ..errors import CheckpointError
 from ..model_config import ties_embeddings
 from ..ops import quantize
 from .checkpoint import of_source
-from .job import Progress, Task, keep, run
+from .job import Task, keep, run
 from .native import Native, Record, expected, stored_names, to_tensors
 from .quality import compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
-from .source import Source, open_source, read_config
+from .source import Progress, Source, open_source, read_config
 from .tensorfile import Entry, TensorFile
 from .writer import FileWriter, Stored
 
@@ -47,11 +47,10 @@ def quantize_checkpoint(
     rules = Rules.parse(schemes, include, exclude)
     config = read_config(source.files[0].path.parent)  # of a single file too, which carries none along
     _refuse_quantized(source, config)
-    entries = [entry for file in source.files for entry in file.entries.values()]
     tied = ties_embeddings(config)
-    decisions = rules.decide(entries, tied=tied)
+    decisions = rules.decide(source.entries, tied=tied)
     if not any(d.scheme for d in decisions.values()):
-        raise CheckpointError(f"{source.path}: none of its {len(entries)} tensors is quantized ({RULES_TEXT}); see --include")
+        raise CheckpointError(f"{source.path}: none of its {len(source)} tensors is quantized ({RULES_TEXT}); see --include")
     return run(source, dst, Quantize(source, rules, decisions, tied=tied), overwrite=overwrite, progress=progress)
 
 
@@ -70,7 +69,7 @@ class Quantize(Task):
             if record is None:
                 stored[entry.name] = entry.dtype, entry.shape
                 continue
-            clash = next((other for other in stored_names(entry.name, record) if other != entry.name and other in self.source), None)
+            clash = next((other for other in stored_names(entry.name) if other != entry.name and other in self.source), None)
             if clash is not None:
                 raise CheckpointError(
                     f"{self.source.path}: quantizing {entry.name!r} writes {clash!r}, a tensor that exists: it looks quantized already; "

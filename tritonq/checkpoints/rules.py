@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from ..errors import InvalidProblemError
+from ..errors import InvalidProblemError, shorten
 from ..scheme import Scheme
-from .tensorfile import Entry, shorten
+from .tensorfile import Entry
 
 # Matched against single components of a dotted name ("model.embed_tokens.weight": the owner is "embed_tokens").
 _NORM = re.compile(r"norm|(^|_)(ln|bn|gn|rms)(_|\d|$)", re.IGNORECASE)

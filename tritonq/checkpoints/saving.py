@@ -41,11 +41,12 @@ def save(model_or_tensors, path: str | Path) -> None:
         if name == "__metadata__":
             raise InvalidProblemError("a tensor is called '__metadata__', which safetensors files keep for themselves; rename it")
         if isinstance(value, (QTensor, QStack)):
-            records[name] = Record(scheme=str(value.scheme), shape=tuple(value.shape), dtype=value.dtype)
+            records[name] = Record.of(value)
             parts = to_tensors(name, value.matrix() if isinstance(value, QStack) else value)
         else:
             parts = {name: value}
-        clash = next((part for part in stored_names(name, records.get(name)) if part in tensors or (part != name and part in named)), None)
+        taken = stored_names(name) if name in records else [name]
+        clash = next((part for part in taken if part in tensors or (part != name and part in named)), None)
         if clash is not None:
             raise InvalidProblemError(f"weight {name!r} is stored as {clash!r} too, and another tensor has that name; rename one")
         tensors |= parts
@@ -83,7 +84,7 @@ def _named_tensors(model_or_tensors) -> dict:
     for prefix, module in model_or_tensors.named_modules(remove_duplicate=False):  # as state_dict names them
         for own, q in _weights(module).items():
             name = f"{prefix}.{own}" if prefix else own
-            for stored in stored_names(name, Record(scheme="", shape=(), dtype=q.dtype)):
+            for stored in stored_names(name):
                 named.pop(stored, None)
             named[name] = q
     return named

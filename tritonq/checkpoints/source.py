@@ -1,14 +1,15 @@
 """A checkpoint on disk as one set of tensors: a safetensors file, a folder with one, or a folder with an index over several."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
-from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json, shorten
+from ..errors import CheckpointError, shorten
+from ..files import PARTIAL
+from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
 JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
@@ -16,6 +17,7 @@ REPORT = "tritonq_report.json"
 MANIFEST = "tritonq.json"  # beside the weights of our own family
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
 _LARGEST_CARRIED = 64 << 20
+Progress = Callable[[int, int, str], None]  # told of what is done, of all there is, and the name of what comes next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,14 @@ class Source:
         return config.get("quant_method") if isinstance(config, dict) else None
 
     @property
+    def entries(self) -> list[Entry]:
+        """All tensors, file after file."""
+        return [entry for file in self.files for entry in file.entries.values()]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(e.nbytes for f in self.files for e in f.entries.values())
+        return sum(entry.nbytes for entry in self.entries)
 
     def carried(self) -> tuple[list[Path], list[Path]]:
         """Files beside the weights, relative to the folder: ``(config, tokenizer and the like, what a copy leaves out)``.
@@ -70,7 +77,7 @@ class Source:
             if any(part.startswith(".") for part in relative.parts) or not path.is_file():
                 continue
             name = relative.name
-            if name.endswith((".partial", JOURNAL, REPORT)) or name == MANIFEST or path in own:
+            if name.endswith((PARTIAL, JOURNAL, REPORT)) or name == MANIFEST or path in own:
                 continue
             weights = name.endswith((".safetensors", INDEX_SUFFIX, ".index.json", *_OTHER_WEIGHTS))
             (leave if weights or path.stat().st_size > _LARGEST_CARRIED else carry).append(relative)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError, InvalidProblemError, UnsupportedError
+from ..errors import CheckpointError, InvalidProblemError, UnsupportedError, shorten
 from ..shards import Cut
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
@@ -85,7 +85,8 @@ class TensorFile:
     mtime_ns: int
     header_hash: str
 
-    def fail(self, text: str) -> CheckpointError:
+    def error(self, text: str) -> CheckpointError:
+        """What is wrong with this file, to be raised."""
         return CheckpointError(f"{self.path}: {text}")
 
     def chunks(self, name: str, size: int = CHUNK) -> Iterator[bytes]:
@@ -97,7 +98,7 @@ class TensorFile:
             while left:
                 data = file.read(min(size, left))
                 if not data:
-                    raise self.fail(f"tensor {name!r} ends {left} bytes early: the file was cut while it was read")
+                    raise self.error(f"tensor {name!r} ends {left} bytes early: the file was cut while it was read")
                 left -= len(data)
                 yield data
 
@@ -106,18 +107,11 @@ class TensorFile:
         entry = self.entries[name]
         return self._read(entry, entry.start, entry.shape)
 
-    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
-        """Rows ``first`` to ``last`` (exclusive) of the tensor seen as ``[rows, shape[-1]]``."""
-        entry = self.entries[name]
-        width = entry.shape[-1]
-        row_bytes = width * DTYPES[entry.dtype][0] // 8
-        return self._read(entry, entry.start + first * row_bytes, (last - first, width))
-
     def read_cut(self, name: str, cut: Cut) -> torch.Tensor:
         """A piece of a tensor, as :meth:`tritonq.shards.Cut.take` would give it; the rest of the tensor is not read."""
         entry = self.entries[name]
         if entry.numel != prod(cut.view):
-            raise self.fail(f"tensor {name!r} has shape {list(entry.shape)}, expected {list(cut.view)}")
+            raise self.error(f"tensor {name!r} has shape {list(entry.shape)}, expected {list(cut.view)}")
         runs, inner = prod(cut.view[: cut.axis]), prod(cut.view[cut.axis + 1 :]) * DTYPES[entry.dtype][0] // 8
         shape = (*cut.view[: cut.axis], cut.length, *cut.view[cut.axis + 1 :])
         return self._read(entry, entry.start + cut.start * inner, shape, runs, cut.view[cut.axis] * inner)
@@ -140,7 +134,7 @@ class TensorFile:
         while done < len(view):
             count = file.readinto(view[done : done + (1 << 30)])
             if not count:
-                raise self.fail(f"tensor {name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
+                raise self.error(f"tensor {name!r} ends {len(view) - done} bytes early: the file was cut while it was read")
             done += count
 
 
@@ -258,12 +252,6 @@ def read_json(path: Path) -> dict:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     return load_json(raw, str(path))
-
-
-def shorten(value, limit: int = 80) -> str:
-    """``repr(value)``, cut to ``limit`` characters: error texts stay one line."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def is_unicode(text: str) -> bool:

@@ -1,7 +1,6 @@
 """Checking a checkpoint: every tensor decodes to finite numbers of the right shape, and stays close enough to its source."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,8 +10,7 @@ from ..qtensor import QTensor
 from .checkpoint import Checkpoint
 from .checkpoint import open as open_checkpoint
 from .quality import Quality, compare_quantized, decoded_rows
-
-Progress = Callable[[int, int, str], None]
+from .source import Progress
 
 
 def verify_checkpoint(

@@ -114,12 +114,12 @@ def described(path: Path, name: str, tensor: torch.Tensor) -> tuple[str, tuple[i
     return DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict:
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write ``tensors`` into one file, atomically."""
     with FileWriter(path, {name: described(path, name, tensor) for name, tensor in tensors.items()}, metadata) as writer:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
-        return writer.finish()
+        writer.finish()
 
 
 def write_json(path: Path, value, *, allow_nan: bool = False) -> None:

@@ -5,6 +5,7 @@ from math import prod
 
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.tensorfile import DTYPES
+from ..dtypes import dtype_name
 from ..sizes import format_bytes
 from .output import dimensions, print_json, say, table
 from .parser import add_json
@@ -55,7 +56,7 @@ def _row(checkpoint, name: str) -> dict:
     return {
         "name": name,
         "shape": list(shape),
-        "dtype": str(record.dtype).removeprefix("torch.") if record else entries[0].dtype,
+        "dtype": dtype_name(record.dtype) if record else entries[0].dtype,
         "scheme": record.scheme if record else None,
         "bits_per_weight": round(8 * size / prod(shape), 4) if prod(shape) else float(DTYPES[entries[0].dtype][0]),
         "bytes": size,

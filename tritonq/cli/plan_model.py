@@ -16,7 +16,7 @@ from ..checkpoints.source import Source
 from ..checkpoints.tensorfile import read_json
 from ..errors import CheckpointError, TritonQError
 from ..files import writable, write_atomic
-from ..memory_plan import MemoryPlan, entries_of, plan_memory
+from ..memory_plan import MemoryPlan, plan_memory
 from ..model_config import Use
 from ..sizes import format_bytes
 from .explain import target_named
@@ -34,7 +34,7 @@ def plan_model(args, memory: int, schemes: list[str]) -> int:
         raise CheckpointError(f"{args.model}: is quantized already; plan takes the original weights, inspect shows the sizes of this one")
     source, use = checkpoint.source, _use(args)
     file = None if args.assign is None else _assign_to(args.assign)
-    params = sum(entry.numel for entry in entries_of(source))
+    params = sum(entry.numel for entry in source.entries)
     plans = {_AS_IS: plan_memory(source, None, use)} | {scheme: plan_memory(source, scheme, use) for scheme in schemes}
     rows = [_row(name, plan, params, memory) for name, plan in sorted(plans.items(), key=lambda item: -item[1].saved)]
     report = {"model": args.model, "parameters": params, "memory": memory, "devices": use.devices, "target": str(use.target),

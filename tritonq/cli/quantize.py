@@ -7,8 +7,8 @@ from pathlib import Path
 from ..checkpoints import quantize_checkpoint
 from ..checkpoints.job import report_rows
 from ..checkpoints.rules import RULES_TEXT
-from ..checkpoints.tensorfile import read_json, shorten
-from ..errors import CheckpointError
+from ..checkpoints.tensorfile import read_json
+from ..errors import CheckpointError, shorten
 from ..sizes import format_bytes
 from .output import cosine, decibel, dimensions, print_json, progress, quality_table, say, table
 from .parser import add_json

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError
 from ..layouts import get_layout
-from ..plans.core import PlanPreference, dtype_name
+from ..plans.core import PlanPreference
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from ..plans.registry import KernelEntry
 from ..plans.select import select

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 
 from ..errors import UnsupportedError
-from ..layouts import get_layout
 from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
+from ..qtensor import expected_bytes
 from .examine import Row, elements
 
 
@@ -71,25 +71,25 @@ def moved(desc: Desc) -> int:
 
 def stored_bytes(desc: Desc) -> int:
     """Of the quantized matrix: codes, scales, zero points."""
-    fields = get_layout(desc.layout).expected(desc.scheme, (desc.n, desc.k), getattr(desc, "source_dtype", desc.dtype))
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in filter(None, fields.values()))
+    return expected_bytes(desc.scheme, (desc.n, desc.k), getattr(desc, "source_dtype", desc.dtype), desc.layout)
 
 
-def _up(a: int, b: int) -> int:
+def _cdiv(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
     return -(-a // b)
 
 
 def _columns_passes(row: Row) -> int:
     """A split takes whole blocks of K; a pass may be a part of one."""
     has = row.constants
-    return _up(_up(row.k, has["BLOCK_K"]), has.get("SPLIT_K", 1)) * has["BLOCK_K"] * has["BLOCK_N"] // elements(has)
+    return _cdiv(_cdiv(row.k, has["BLOCK_K"]), has.get("SPLIT_K", 1)) * has["BLOCK_K"] * has["BLOCK_N"] // elements(has)
 
 
 _PASSES = {
     "matmul_frag": _columns_passes,
     "matmul_ksplit": _columns_passes,
     "matmul_tiles": _columns_passes,
-    "matmul_dx_tiles": lambda row: _up(_up(row.n, row.constants["BLOCK_N"]), row.constants["SPLIT_K"]),
+    "matmul_dx_tiles": lambda row: _cdiv(_cdiv(row.n, row.constants["BLOCK_N"]), row.constants["SPLIT_K"]),
     "quantize_rows": lambda row: 1,
     "dequantize_rows": lambda row: 1,
     "dequantize_tiles": lambda row: 1,
@@ -102,9 +102,9 @@ def _cache(row: Row, splits: int) -> int:
     desc, has, total = row.desc, row.constants, moved(row.desc)
     if "BLOCK_M" not in has:
         return total
-    tiles_m = _up(desc.m, has["BLOCK_M"])
+    tiles_m = _cdiv(desc.m, has["BLOCK_M"])
     backward = isinstance(desc, MatmulBackwardDesc)
-    tiles = _up(desc.k, has["BLOCK_K"]) if backward else _up(desc.n, has["BLOCK_N"])
+    tiles = _cdiv(desc.k, has["BLOCK_K"]) if backward else _cdiv(desc.n, has["BLOCK_N"])
     dense = desc.dtype.itemsize * desc.m * (desc.n if backward else desc.k)  # a tile of fewer rows than BLOCK_M asks for the last one again
     partial = 8 * splits * desc.m * (desc.k if backward else desc.n) if splits > 1 else 0
     return total + stored_bytes(desc) * (tiles_m - 1) + dense * (tiles - 1) + partial

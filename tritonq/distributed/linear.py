@@ -1,7 +1,7 @@
 """Floor 7. A QuantLinear of which this rank holds one part."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,7 +14,7 @@ from ..nn.modules import QuantLinear
 from ..nn.weight import SUFFIXES, QuantizedModule
 from ..ops import matmul
 from ..qstack import QStack
-from ..qtensor import QTensor
+from ..qtensor import QTensor, as_bytes
 from ..shards import cuts, expand_scales
 from .placements import as_dtensor, local_part, weight_placements
 
@@ -115,7 +115,7 @@ class ShardedLinear(QuantLinear):
         return from_tensors(name, self._record(), whole)
 
     def _record(self) -> Record:
-        return Record(scheme=str(self._q.scheme), shape=self.sharding.shape, dtype=self._q.dtype)
+        return replace(Record.of(self._q), shape=self.sharding.shape)
 
     def _dtensors(self, name: str) -> dict[str, DTensor]:
         """The whole weight's tensors by their names in a file."""
@@ -167,10 +167,8 @@ def _local(tensor: torch.Tensor, cut, mesh: DeviceMesh, placement: Placement) ->
 
 def gathered(tensor: DTensor) -> torch.Tensor:
     """The whole tensor; 8-bit floats travel as bytes, which every backend sends."""
-    local, dtype = tensor.to_local(), tensor.dtype
-    sent = local.view(torch.uint8) if dtype.itemsize == 1 else local
-    whole = as_dtensor(sent, tensor.shape, tensor.device_mesh, tensor.placements[0]).full_tensor()
-    return whole.view(dtype) if dtype.itemsize == 1 else whole
+    sent = as_dtensor(as_bytes(tensor.to_local()), tensor.shape, tensor.device_mesh, tensor.placements[0])
+    return sent.full_tensor().view(tensor.dtype)
 
 
 def gather(model: torch.nn.Module) -> dict[str, QTensor | QStack | torch.Tensor]:

@@ -1,7 +1,7 @@
 """Floor 7. A saved checkpoint onto several devices: each rank reads what it keeps, and nothing else."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -142,10 +142,8 @@ def _put_quantized(model: torch.nn.Module, checkpoint: Checkpoint, stored: dict[
 
 
 def _put_experts(model: torch.nn.Module, path: str, module: torch.nn.Module, records: list[Record]) -> None:
-    stacks = []
-    for name, record in zip(WEIGHTS, records, strict=True):
-        count, *one = getattr(module, name).shape
-        stacks.append(QStack.of(QTensor.on_meta(Scheme.parse(record.scheme), (count * one[0], one[1]), record.dtype), count))
+    stacks = [QStack.on_meta(Scheme.parse(record.scheme), tuple(getattr(module, name).shape), record.dtype)
+              for name, record in zip(WEIGHTS, records, strict=True)]  # fmt: skip
     model.set_submodule(path, QuantExperts.from_experts(module, *stacks))
 
 
@@ -184,7 +182,7 @@ def _part(checkpoint: Checkpoint, name: str, axis: int, start: int, length: int,
         if stored in found:
             tensors[stored] = _read(checkpoint, stored, cut)
     local = tuple(length if i == axis else n for i, n in enumerate(shape))
-    return from_tensors(name, Record(scheme=record.scheme, shape=local, dtype=record.dtype), tensors)
+    return from_tensors(name, replace(record, shape=local), tensors)
 
 
 def _tensors_of(module: torch.nn.Module, prefix: str, stored: dict[str, str], checkpoint: Checkpoint) -> list[_Wanted]:

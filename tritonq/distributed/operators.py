@@ -22,7 +22,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from ..errors import InvalidProblemError, UnsupportedError
-from ..qtensor import expected_flat, flat_operands, operands, parse_form
+from ..qtensor import expected_flat, flat_operands, form_of, operands, parse_form
 from .placements import weight_placements
 
 _ops = torch.ops.tritonq
@@ -111,7 +111,7 @@ def _weight(weight: list[torch.Tensor], form: str, mesh) -> tuple[list[int | Non
             if tensor.placements[d] != placed[name]:
                 raise InvalidProblemError(f"{name} of {form!r} must be {placed[name]} where packed is {weight[0].placements[d]}, "
                                           f"got {tensor.placements[d]}; tritonq.distributed.distribute_weight places it")  # fmt: skip
-    local_form = f"{scheme} {local_shape[0]}x{local_shape[1]} {' '.join(form.split(' ')[2:])}"
+    local_form = form_of(scheme, local_shape, dtype, layout, act_order=act_order)
     return splits, operands({name: tensor.to_local() for name, tensor in zip(names, weight, strict=True)}, local_form)
 
 

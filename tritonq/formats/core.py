@@ -14,6 +14,11 @@ from ..kept import plainly
 Twin = Callable[[torch.Tensor], torch.Tensor]
 
 
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Smallest and largest code of ``bits`` bits; two's complement where ``signed``."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Format:
     """What one stored code means. One instance per name, so equality is identity.
@@ -65,17 +70,12 @@ class Format:
     @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest logical code."""
-        return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
+        return code_range(self.bits, self.signed)
 
     @property
     def unit(self) -> int:
         """Fewest codes that fill whole bytes: 1, 2 (4-bit), 4 (2-bit) or 8 (3-bit)."""
         return 8 // gcd(self.bits, 8)
-
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of one unit: 1, 2 (16-bit codes) or 3 (3-bit codes)."""
-        return self.unit * self.bits // 8
 
     @cached_property
     def levels(self) -> torch.Tensor:
@@ -104,7 +104,8 @@ def register(fmt: Format) -> Format:
     """Add ``fmt`` to the registry. Quantize, dequantize, matmul, tests, docs and command line read it from there.
 
     Raises:
-        InvalidProblemError: the name is taken, half of the codec is missing, or ``recode`` does not take 0 to the code 0.
+        InvalidProblemError: the name is taken, a part of the codec is missing, codes have a width without a packing, or ``recode`` does not
+            take 0 to the code 0.
 
     Example:
         >>> from tritonq.formats import get_format, register

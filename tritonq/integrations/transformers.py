@@ -5,6 +5,8 @@
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -23,13 +25,14 @@ from ..checkpoints.native import (
     to_tensors,
 )
 from ..checkpoints.rules import Rules
+from ..dtypes import NAMED_DTYPES
 from ..errors import CheckpointError, UnsupportedError
 from ..nn.convert import FoundParameter, before_saving, decide, decode_what_is_read, parameters_of, places, put
 from ..nn.experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
 from ..nn.modules import QuantEmbedding, QuantLinear
 from ..nn.weight import QuantizedModule
 from ..ops import quantize
-from ..qtensor import NAMED_DTYPES, QTensor, expected_flat
+from ..qtensor import QTensor
 from ..scheme import Scheme
 from .transformers_experts import common_scheme, empty_experts, stored_as, with_companions
 
@@ -155,7 +158,7 @@ class TritonQQuantizer(HfQuantizer):
         whole = [name for name, record in records.items() if len(record.shape) > 2]
         if whole:  # experts that no converter takes apart: files hold the rows of all as one matrix
             state = model.state_dict()
-            for name in (stored for weight in whole for stored in stored_names(weight, records[weight]) if stored in state):
+            for name in (stored for weight in whole for stored in stored_names(weight) if stored in state):
                 state[name] = state[name].flatten(0, 1)
         return state, {METADATA_KEY: header_metadata({}, records)[METADATA_KEY]}
 
@@ -226,10 +229,7 @@ class _Quantize(ConversionOps):
 
 def _empty(linear: torch.nn.Linear, scheme: Scheme, dtype: torch.dtype) -> QuantLinear:
     """A layer on the meta device for a weight of that scheme and dtype."""
-    shape = tuple(linear.weight.shape)
-    expected = expected_flat(scheme, shape, dtype, "row")
-    tensors = {name: torch.empty(size, dtype=kind, device="meta") for name, (size, kind) in expected.items()}
-    return QuantLinear(QTensor(scheme, shape, dtype, **tensors), linear.bias)
+    return QuantLinear(QTensor.on_meta(scheme, tuple(linear.weight.shape), dtype), linear.bias)
 
 
 def _records(model) -> dict[str, Record]:
@@ -238,5 +238,5 @@ def _records(model) -> dict[str, Record]:
     for path, module in model.named_modules(remove_duplicate=False):
         for name, q in module.quantized.items() if isinstance(module, QuantLinear | QuantExperts) else ():
             parts = stored_as(model, f"{path}.{name}", q.shape)
-            records |= {part: Record(scheme=str(q.scheme), shape=shape, dtype=q.dtype) for part, shape in parts.items()}
+            records |= {part: replace(Record.of(q), shape=shape) for part, shape in parts.items()}
     return records

@@ -16,13 +16,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..checkpoints.checkpoint import of_source
 from ..checkpoints.families import FAMILIES
-from ..checkpoints.family import Family
+from ..checkpoints.family import Family, Record
 from ..checkpoints.native import FAMILY, to_tensors
 from ..checkpoints.source import of_files
 from ..errors import CheckpointError, UnsupportedError
 from ..nn.convert import parameters_of
 from ..nn.modules import QuantLinear
-from ..nn.weight import record_of
 from ..scheme import Scheme
 from .transformers import TritonQConfig, TritonQQuantizer, _empty
 
@@ -104,7 +103,7 @@ class _Assemble(ConversionOps):
         module = model.get_submodule(full_layer_name.rpartition(".")[0])
         if not isinstance(module, QuantLinear):
             return {full_layer_name: tensors["weight"].to(module.weight.dtype)}
-        made = to_tensors(full_layer_name, self.family.assemble("weight", record_of(module.qtensor), tensors))
+        made = to_tensors(full_layer_name, self.family.assemble("weight", Record.of(module.qtensor), tensors))
         if missing_keys is not None:
             missing_keys.difference_update(made)
         module._is_hf_initialized = True

@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter, WeightTransform, re
 from ..errors import UnsupportedError
 from ..nn.experts import WEIGHTS, QuantExperts
 from ..nn.weight import SUFFIXES
-from ..qstack import QStack, refuses
+from ..qstack import QStack
 from ..qtensor import expected_flat
 from ..scheme import Scheme
 
@@ -60,10 +60,8 @@ def empty_experts(module: torch.nn.Module, schemes: dict[str, str], dtype: torch
     """Experts on the meta device in place of ``module``, for weights of those schemes."""
     stacks = []
     for name in WEIGHTS:
-        shape, scheme = tuple(getattr(module, name).shape), Scheme.parse(schemes[name])
-        if reason := refuses(scheme, shape[1]):
-            raise UnsupportedError(f"{name}: {reason}")
-        tensors = {field: torch.empty((shape[0], *size), dtype=kind, device="meta")
-                   for field, (size, kind) in expected_flat(scheme, shape[1:], dtype, "row").items()}  # fmt: skip
-        stacks.append(QStack(scheme, shape, dtype, **tensors))
+        try:
+            stacks.append(QStack.on_meta(Scheme.parse(schemes[name]), tuple(getattr(module, name).shape), dtype))
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}") from error
     return QuantExperts.from_experts(module, *stacks)

@@ -1,4 +1,4 @@
-"""Device arithmetic with one meaning on every backend: the same bits compiled, interpreted and in the torch reference.
+"""Floor 3. Device arithmetic with one meaning on every backend: the same bits compiled, interpreted and in the torch reference.
 
 Kernels that use these run with ``enable_fp_fusion=False``: contracting a multiplication and an addition skips a rounding.
 """

@@ -10,7 +10,7 @@ def range_partials(
     x_ptr, low_ptr, high_ptr, N, K, x_row, x_col, programs_k,
     COMPUTE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """low[p], high[p] = least and greatest finite value of what program p reads: every PROGRAMS-th tile of x[N, K]."""
+    """low[p], high[p] = least and greatest finite value of what program p reads: tiles p, p + programs_k, ... of x[N, K]."""
     pid = tl.program_id(0)
     low = tl.full((BLOCK_N, BLOCK_K), float("inf"), COMPUTE)
     high = tl.full((BLOCK_N, BLOCK_K), -float("inf"), COMPUTE)

@@ -10,10 +10,18 @@ from .core import Fields
 from .row import TENSOR_FIELDS
 from .row import expected as row_expected
 
+_CHUNK = 1 << 24  # codes handled at once: bounds the temporaries of a large layer
+
 
 def up(value: int, multiple: int) -> int:
     """``value`` rounded up to a multiple."""
     return -(-value // multiple) * multiple
+
+
+def panels(rows: int, codes: int) -> list[slice]:
+    """Runs of ``rows`` of ``codes`` each that hold about _CHUNK codes; none where there are no codes."""
+    step = max(_CHUNK // max(codes, 1), 1)
+    return [slice(first, min(first + step, rows)) for first in range(0, rows if codes else 0, step)]
 
 
 def groups_among(columns: int, scheme: Scheme, shape: tuple[int, int]) -> int:

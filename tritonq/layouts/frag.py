@@ -98,7 +98,7 @@ def _marks(q) -> torch.Tensor | None:
         return None
     odd = ~fmt.levels.isfinite().to(q.device)
     marks = torch.zeros(n, dtype=torch.float32, device=q.device)
-    for panel in frag_codes.panels(n, wide(q.scheme, q.shape)):
+    for panel in frag_codes.tile_panels(n, wide(q.scheme, q.shape)):
         rows = slice(panel.start * frag_codes.TILE, panel.stop * frag_codes.TILE)
         marks[rows].masked_fill_(odd[unpack_row(q.packed[rows], fmt.bits, k).int()].any(-1), torch.nan)
     return marks

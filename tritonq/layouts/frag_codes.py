@@ -19,10 +19,10 @@ from ..formats import Format
 from ..formats.numerics import decode_minifloat_ref
 from ..formats.packing import pack_row, unpack_row
 from ..kept import kept
+from .by_group import panels
 from .byte_planes import byte_planes
 
 TILE = 64  # rows of a tile
-_CHUNK = 1 << 24  # codes handled at once: bounds the temporaries of a large layer
 _AXES = "aWhgbwvste"  # of a matrix of whole tiles: rows a, warp, h, g; columns b, w, u = 2 v + s, t, e
 
 
@@ -112,18 +112,16 @@ def packed_shape(fmt: Format, n: int, wide: int) -> tuple[int, int]:
     return -(-n // TILE), sum(plane.words(wide) for plane in planes(fmt))
 
 
-def panels(n: int, wide: int) -> list[slice]:
-    """Runs of tile rows that hold about _CHUNK codes; none where there are no codes."""
-    step = max(_CHUNK // max(TILE * wide, 1), 1)
-    tiles = -(-n // TILE) if wide else 0
-    return [slice(first, min(first + step, tiles)) for first in range(0, tiles, step)]
+def tile_panels(n: int, wide: int) -> list[slice]:
+    """:func:`panels` of tile rows."""
+    return panels(-(-n // TILE), TILE * wide)
 
 
 def pack(fmt: Format, row_packed: torch.Tensor, n: int, k: int, wide: int) -> torch.Tensor:
     """Canonical bit streams ``[N, ceil(K * bits / 8)]`` to int32 ``packed_shape``; ``wide`` is the padded K."""
     stored = stored_codes(fmt, row_packed.device)
     out = torch.empty(packed_shape(fmt, n, wide), dtype=torch.int32, device=row_packed.device)
-    for panel in panels(n, wide):
+    for panel in tile_panels(n, wide):
         tiles = panel.stop - panel.start
         codes = unpack_row(row_packed[panel.start * TILE : panel.stop * TILE], fmt.bits, k)
         codes = F.pad(stored[codes.int()], (0, wide - k, 0, tiles * TILE - codes.shape[0]))
@@ -141,7 +139,7 @@ def unpack(fmt: Format, packed: torch.Tensor, n: int, k: int, wide: int) -> torc
     """The inverse of :func:`pack`."""
     codes_of = stored_codes(fmt, packed.device).argsort().to(torch.uint8)
     out = torch.empty(n, fmt.row_bytes(k), dtype=torch.uint8, device=packed.device)
-    for panel in panels(n, wide):
+    for panel in tile_panels(n, wide):
         tiles, first = panel.stop - panel.start, 0
         codes = torch.zeros(tiles * TILE, wide, dtype=torch.uint8, device=packed.device)
         for plane in planes(fmt):

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 
 from ..formats.packing import pack_row, unpack_row
 from ..scheme import Scheme
-from .by_group import groups_among, refuses_scales, turned, turned_back, up
+from .by_group import groups_among, panels, refuses_scales, turned, turned_back, up
 from .core import Expected, Fields, Layout
 from .row import expected as row_expected
 
 BLOCK = 256  # columns of a block; K is padded to whole blocks
 N_MULTIPLE = 64  # rows of scales and zero points, so that a kernel loads them unmasked
-_CHUNK = 1 << 24  # codes handled at once: bounds the temporaries of a large layer
 
 
 def groups(scheme: Scheme, shape: tuple[int, int]) -> int:
@@ -85,17 +84,10 @@ def _offset(q) -> int:
     return 1 << (q.scheme.format.bits - 1) if q.scheme.format.signed else 0
 
 
-def _panels(q) -> list[slice]:
-    """Runs of rows that hold about _CHUNK codes; none where there are no codes."""
-    n, k = q.shape
-    step = max(_CHUNK // max(up(k, BLOCK), 1), 1)
-    return [slice(first, min(first + step, n)) for first in range(0, n if k else 0, step)]
-
-
 def _pack(q) -> torch.Tensor:
     bits, (n, k) = q.scheme.format.bits, q.shape
     out = torch.empty(n, up(k, BLOCK) * bits // 16, dtype=torch.int16, device=q.device)
-    for panel in _panels(q):
+    for panel in panels(n, up(k, BLOCK)):
         codes = unpack_row(q.packed[panel], bits, k) ^ _offset(q)
         codes = F.pad(codes, (0, up(k, BLOCK) - k)).unflatten(-1, (-1, BLOCK))
         out[panel] = _fold_blocks(codes, bits).flatten(-2)
@@ -105,7 +97,7 @@ def _pack(q) -> torch.Tensor:
 def _unpack(q) -> torch.Tensor:
     bits, (n, k) = q.scheme.format.bits, q.shape
     out = torch.empty(n, q.scheme.format.row_bytes(k), dtype=torch.uint8, device=q.device)
-    for panel in _panels(q):
+    for panel in panels(n, up(k, BLOCK)):
         words = q.packed[panel].unflatten(-1, (-1, BLOCK * bits // 16))
         codes = _unfold_blocks(words, bits).flatten(-2)[..., :k]
         out[panel] = pack_row(codes ^ _offset(q), bits)

@@ -82,8 +82,7 @@ def quantize_vector(
     if expect_type(x, torch.Tensor, "x").dim() != 1:
         raise InvalidProblemError(f"x must be a vector [n], got shape {tuple(x.shape)}; use quantize_matrix")
     method_scheme(method, bits, rounding)
-    if method.per_channel:
-        raise InvalidProblemError(f"{method.name} has one scale per column, which for a vector is one per element; use {method.name[12:]}")
+    refuse_per_channel(method)
     return quantize_matrix(x[None], bits, method, rounding)
 
 
@@ -113,6 +112,13 @@ def encode(x: torch.Tensor, bits: int, method: QuantizationMethod, rounding: str
     scheme = method_scheme(method, bits, rounding)
     q = ops.quantize(x, encoding_scheme(method, bits, rounding))
     return q if q.scheme == scheme else replace(q, scheme=scheme)
+
+
+def refuse_per_channel(method: QuantizationMethod) -> None:
+    """Refuse a method that has one scale per column, for a vector."""
+    if method.per_channel:
+        whole = method.name.removeprefix("PER_CHANNEL_")
+        raise InvalidProblemError(f"{method.name} has one scale per column, which for a vector is one per element; use {whole}")
 
 
 def check_vector(q: QTensor, name: str = "q") -> None:

@@ -5,11 +5,11 @@ import math
 
 import torch
 
+from ..dtypes import FLOAT_DTYPES
 from ..errors import InvalidProblemError
 from ..methods import QuantizationMethod, QuantizationParams, encoding_scheme
 from ..plans.core import expect_dense, expect_type
 from ..reference.parameters import scale_from_absmax, scale_from_range
-from ..scheme import FLOAT_DTYPES
 
 
 def find_min_max(x: torch.Tensor) -> tuple[float, float]:

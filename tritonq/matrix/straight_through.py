@@ -5,12 +5,13 @@ import torch
 
 from .. import ops
 from ..backend import reshaped
+from ..dtypes import compute_dtype
 from ..errors import InvalidProblemError
 from ..formats.numerics import narrow_ref, round_half_away_ref
 from ..methods import QuantizationMethod
 from ..plans.core import expect_type
 from ..qtensor import QTensor
-from .quantize import encode
+from .quantize import encode, refuse_per_channel
 
 
 def fake_quantize(x: torch.Tensor, bits: int, method: QuantizationMethod, rounding: str = "half_even") -> torch.Tensor:
@@ -32,8 +33,8 @@ def fake_quantize(x: torch.Tensor, bits: int, method: QuantizationMethod, roundi
     """
     if expect_type(x, torch.Tensor, "x").dim() not in (1, 2):
         raise InvalidProblemError(f"x must be a vector [n] or a matrix [N, K], got shape {tuple(x.shape)}; reshape it first")
-    if x.dim() == 1 and isinstance(method, QuantizationMethod) and method.per_channel:
-        raise InvalidProblemError(f"{method.name} has one scale per column, which for a vector is one per element; use {method.name[12:]}")
+    if x.dim() == 1 and isinstance(method, QuantizationMethod):
+        refuse_per_channel(method)
     return _StraightThrough.apply(x, bits, method, rounding)
 
 
@@ -68,7 +69,7 @@ def gradient_mask(x: torch.Tensor, q: QTensor, q_min: int | None = None, q_max: 
         [[True, False]]
     """
     scheme, q = q.scheme, q.relayout("row")
-    values = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    values = x.detach().to(compute_dtype(x.dtype))
     values = torch.where(values.isnan(), 0, values)
     if not scheme.has_scale:
         return narrow_ref(values).to({"fp16": torch.float16, "bf16": torch.bfloat16}[scheme.format.name]).isfinite()

@@ -162,7 +162,6 @@ _REPLACE = {
     torch.nn.Linear: lambda module, q, layout: QuantLinear(q, module.bias, layout),
     torch.nn.Embedding: lambda module, q, layout: QuantEmbedding(q),
 }
-_HELD = "held by "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +249,7 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
                 decisions[i] = chosen, None if chosen else "filter_fn says no"
     tables = {id(one.tensor): (one.name, chosen if type(one.module) is torch.nn.Embedding else None)
               for one, (chosen, _) in zip(found, decisions, strict=True) if isinstance(one.module, torch.nn.Embedding)}  # fmt: skip
+    unreachable = []
     for i, one in enumerate(found):
         chosen, _ = decisions[i]
         if chosen is None:
@@ -259,9 +259,11 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
         elif getattr(one.module, "max_norm", None) is not None:
             decisions[i] = None, "max_norm changes the table while it is read"
         elif is_experts(one.module) and (reason := refuses(Scheme.parse(chosen), one.tensor.shape[1])):
-            decisions[i] = None, f"{_HELD}experts: {reason}"
+            decisions[i] = None, f"held by experts: {reason}"
+            unreachable.append(one.name)
         elif not one.is_weight:
-            decisions[i] = None, f"{_HELD}{type(one.module).__name__}, which is not exactly torch.nn.Linear"
+            decisions[i] = None, f"held by {type(one.module).__name__}, which is not exactly torch.nn.Linear"
+            unreachable.append(one.name)
         elif type(one.module) is torch.nn.Linear and id(one.tensor) in tables:
             table, of_table = tables[id(one.tensor)]
             decisions[i] = of_table, None if of_table else f"tied to the embedding {table}"
@@ -270,7 +272,6 @@ def decide(found: list[FoundParameter], rules: Rules, filter_fn: Callable | None
         kept = next((decisions[i][1] for i in both if decisions[i][0] is None), None)
         for i in both if kept else ():
             decisions[i] = None, decisions[i][1] or f"the other weight of these experts is kept ({kept})"
-    unreachable = [one.name for one, (_, reason) in zip(found, decisions, strict=True) if reason and reason.startswith(_HELD)]
     if unreachable:
         warnings.warn(f"not quantized, because no Linear holds them: {', '.join(unreachable)}", stacklevel=3)
     return decisions

@@ -7,19 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from ..checkpoints.native import Record, from_tensors, stored_names, to_tensors
+from ..checkpoints.native import Record, from_tensors, stored_name, stored_names, to_tensors
 from ..errors import InvalidProblemError, TritonQError
 from ..layouts import LAYOUTS
+from ..layouts.row import TENSOR_FIELDS
 from ..plans.core import Target
 from ..qstack import QStack
-from ..qtensor import QTensor, expected_flat, operands
+from ..qtensor import STORED, QTensor, expected_flat, operands
 from ..scheme import Scheme
 
 # Fields of a QTensor, in its order, -> what a checkpoint adds to the weight's name. expanded_scale: dq schemes in a kernel's layout.
-SUFFIXES = {
-    "packed": "", "stored_scale": "_scale", "zero_point": "_zero_point", "second_scale": "_second_scale", "scale_offset": "_scale_offset",
-    "expanded_scale": "_expanded_scale", "column_order": "_column_order",
-}  # fmt: skip
+SUFFIXES = {field: stored_name("", STORED.get(field, field)) for field in (*TENSOR_FIELDS, "column_order")}
 
 
 def best_layout(scheme: Scheme, dtype: torch.dtype, device: torch.device) -> str:
@@ -124,7 +122,7 @@ class QuantizedModule(torch.nn.Module):
             destination._metadata[prefix[:-1]][_SCHEMES] = {name: str(q.scheme) for name, q in self.quantized.items()}
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        stored = {name: stored_names(prefix + name, record_of(q)) for name, q in self.quantized.items()}
+        stored = {name: stored_names(prefix + name) for name in self._held}
         mine = self._set_aside()
         rest = {key: value for key, value in state_dict.items() if not any(key in names for names in stored.values())}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
@@ -209,17 +207,12 @@ class QuantizedWeight(QuantizedModule):
         self._others = tuple((name, tensor) for name, tensor in more.items() if tensor is not None)
 
 
-def record_of(q: QTensor | QStack) -> Record:
-    """What a file says of a weight."""
-    return Record(scheme=str(q.scheme), shape=q.shape, dtype=q.dtype)
-
-
 def _read(name: str, like: QTensor | QStack, tensors: dict[str, torch.Tensor]) -> QTensor | QStack:
     """A weight such as ``like`` of the tensors that a state holds."""
     if not isinstance(like, QStack):
-        return from_tensors(name, record_of(like), tensors)
+        return from_tensors(name, Record.of(like), tensors)
     flat = {key: tensor.flatten(0, 1) if tensor.dim() == 3 else tensor for key, tensor in tensors.items()}
-    return QStack.of(from_tensors(name, record_of(like), flat), len(like))
+    return QStack.of(from_tensors(name, Record.of(like), flat), len(like))
 
 
 def _placed(q: QTensor | QStack, fn) -> QTensor | QStack:

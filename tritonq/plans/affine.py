@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..reference.affine import compute_dtype
+from ..dtypes import compute_dtype
 from . import affine_args as args_of
 from . import affine_problem as problems
 from .core import expect_type
@@ -67,9 +67,8 @@ class _AffinePlan(SeedPlan):
                 yield from tensor_refusals("zero_point", zero_point, torch.int32, ((),), device)
             else:
                 yield from int32_refusals("zero_point", zero_point)
-        if shape is None:  # as it is used: 1e-60 is no scale for float32
             scale = scale if isinstance(scale, torch.Tensor) else as_float(scale)
-            scale = torch.as_tensor(scale, dtype=compute_dtype(self.desc.float_dtype))
+            scale = torch.as_tensor(scale, dtype=compute_dtype(self.desc.float_dtype))  # as it is used: 1e-60 is no scale for float32
         yield from positive_refusals("scale", scale)
 
     def _view(self, args: Any) -> tuple[int, int, int] | None:

@@ -1,4 +1,4 @@
-"""Arguments of the plans whose scale and zero point the caller gives: one record per operation and granularity."""
+"""Floor 4. Arguments of the plans whose scale and zero point the caller gives: one record per operation and granularity."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Descriptors of the plans whose scale and zero point the caller gives.
+"""Floor 4. Descriptors of the plans whose scale and zero point the caller gives.
 
 Four granularities say how a tensor maps to scales; each is a small class that the descriptors of its four operations share.
 """
@@ -9,8 +9,9 @@ from math import prod
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, UnsupportedError
-from .core import dtype_name, expect_type
+from .core import expect_type
 from .seed_base import CODES, FLOATS, code_range, one_of, size
 
 _MAX_GROUP = 2**30

@@ -20,20 +20,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from math import inf, isfinite, log2
 from pathlib import Path
+from typing import NoReturn
 
-import torch
-
+from ..dtypes import NAMED_DTYPES, dtype_name
 from ..errors import ConfigFileError, InvalidProblemError
 from ..files import write_atomic
 from ..layouts import LAYOUTS
-from ..scheme import FLOAT_DTYPES, Scheme
-from .core import Target, dtype_name
-from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
+from ..scheme import Scheme
+from .core import Target
+from .descriptors import Desc, describe
 from .space import Config
 
 SCHEMA = 1
 LAST_BUCKET = 8192
-_DTYPES = [dtype_name(dtype) for dtype in FLOAT_DTYPES]
 _HALVES = ("float16", "bfloat16")
 OTHER_DTYPE = 0.25  # how far an entry for the other 16-bit dtype is: nearer than any other shape
 
@@ -79,14 +78,8 @@ class Entry:
 
     def problem(self, op: str, target: Target) -> Desc:
         """What the entry is for; ``op`` is that of its kernel."""
-        kinds = {"quantize": QuantizeDesc, "dequantize": DequantizeDesc, "matmul": MatmulDesc, "matmul_backward": MatmulBackwardDesc}
-        dtype = getattr(torch, self.dtype)
-        facts = {"n": self.n, "k": self.k, "dtype": dtype, "scheme": self.parsed, "target": target, "layout": self.layout}
-        if op != "quantize":
-            facts["source_dtype"] = dtype
-        if self.m is not None:
-            facts["m"] = self.m
-        return kinds[op](**facts)
+        return describe(op, n=self.n, k=self.k, m=self.m, dtype=NAMED_DTYPES[self.dtype], scheme=self.parsed, target=target,
+                        layout=self.layout)  # fmt: skip
 
     @cached_property
     def parsed(self) -> Scheme:
@@ -225,7 +218,7 @@ class _Reader:
     def __init__(self, name: str):
         self.name = name
 
-    def fail(self, line: int, what: str) -> None:
+    def fail(self, line: int, what: str) -> NoReturn:
         raise ConfigFileError(f"{self.name}:{line}: {what}")
 
     def record(self, text: str, line: int) -> dict:
@@ -268,7 +261,7 @@ class _Reader:
             Scheme.parse(record["scheme"])
         except InvalidProblemError as error:
             self.fail(line, str(error))
-        for name, known in (("dtype", _DTYPES), ("layout", LAYOUTS), ("source", sources)):
+        for name, known in (("dtype", NAMED_DTYPES), ("layout", LAYOUTS), ("source", sources)):
             if record[name] not in known:
                 self.fail(line, f"{name} {record[name]!r} is not one of {', '.join(known) or '(no source is listed)'}")
         if record["m"] is not None and bucket(record["m"]) != record["m"]:

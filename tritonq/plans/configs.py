@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from .._triton import RELEASE
+from ..dtypes import dtype_name
 from ..errors import ConfigFileError
 from .config_file import ConfigFile, Entry, read
 from .core import Target, multiprocessors
@@ -99,7 +100,7 @@ def _origin(root: Path, file: ConfigFile, entry: Entry, kernel: KernelEntry, des
     rows = "" if entry.m is None else f" m={entry.m}"
     if (entry.n, entry.k) != (desc.n, desc.k):
         notes.append(f"nearest shape, {entry.n} x {entry.k}")
-    if entry.dtype != str(desc.dtype).removeprefix("torch."):
+    if entry.dtype != dtype_name(desc.dtype):
         notes.append(f"for {entry.dtype}")
     if file.multiprocessors != multiprocessors(desc.target):
         notes.append(f"for {file.multiprocessors} multiprocessors, here are {multiprocessors(desc.target)}")

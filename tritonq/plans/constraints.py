@@ -5,11 +5,12 @@ from types import NoneType
 
 import torch
 
+from ..dtypes import FLOAT_DTYPES, dtype_name
 from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..reference.matrix import ACTIVATIONS
-from ..scheme import FLOAT_DTYPES, Scheme
-from .core import OK, Status, Target, dtype_name, expect_type
+from ..scheme import Scheme
+from .core import OK, Status, Target, expect_type
 from .descriptors import Desc, MatmulDesc, QuantizeDesc
 
 # Offsets inside kernels are 64-bit; a column number, the end of a tile included, fits 32 bits.

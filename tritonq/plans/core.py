@@ -10,7 +10,10 @@ from types import NoneType
 import torch
 
 from ..backend import backend as backend_name
+from ..backend import named_device
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError, WorkspaceTooSmallError
+from ..reference.fake_quantize import spread
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,6 @@ class Status:
 
 
 OK = Status()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float16`` -> ``"float16"``."""
-    return str(dtype).removeprefix("torch.")
 
 
 @cache
@@ -67,7 +65,7 @@ class Target:
         """The target of tensors on ``device`` (None: cuda where there is one, else cpu)."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = named_device(device)
         arch: int | str | None = None
         if device.type == "cuda":
             arch = _architecture(device)
@@ -165,8 +163,7 @@ def _magnitude(q) -> torch.Tensor:
     """float64 ``[N, K]``: |w_hat|, or at least ``|scale * code| + |zero_point|`` for float zero schemes."""
     weight = q.dequantize(torch.float64).abs()
     if q.scheme.float_zero:
-        (rows, columns), (n, k) = q.scheme.group_shape(*q.shape), q.shape
-        zero = q.zero_point.to(torch.float64).abs().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+        zero = spread(q.zero_point.to(torch.float64).abs(), q.scheme, q.shape)
         zero = zero if q.column_order is None else zero.index_select(1, q.column_rank)
         weight += 2 * zero  # |scale * code| <= |w_hat| + |zero_point|
     return weight

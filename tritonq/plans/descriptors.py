@@ -6,10 +6,11 @@ from math import prod
 
 import torch
 
+from ..dtypes import FLOAT_DTYPES, dtype_name
 from ..errors import InvalidProblemError
 from ..qtensor import QTensor
-from ..scheme import FLOAT_DTYPES, Scheme
-from .core import Target, dtype_name, expect_dense, expect_type
+from ..scheme import Scheme
+from .core import Target, expect_dense, expect_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +109,8 @@ class MatmulDesc:
             if tensor.dtype not in FLOAT_DTYPES or tensor.device != x.device:
                 rule = "float16, bfloat16, float32 or float64"
                 raise InvalidProblemError(f"{name} must be a tensor of {rule} on {x.device}, got {tensor.dtype} on {tensor.device}")
-        m = 1
-        for size in x.shape[:-1]:
-            m *= size
-        return cls(m=m, n=n, k=k, dtype=x.dtype, scheme=q.scheme, target=Target.of(x.device), source_dtype=q.dtype, layout=q.layout,
-                   act_order=q.column_order is not None, bias=bias is not None, activation=activation,
+        return cls(m=prod(x.shape[:-1]), n=n, k=k, dtype=x.dtype, scheme=q.scheme, target=Target.of(x.device), source_dtype=q.dtype,
+                   layout=q.layout, act_order=q.column_order is not None, bias=bias is not None, activation=activation,
                    residual=residual is not None)  # fmt: skip
 
     @property
@@ -170,7 +168,15 @@ class MatmulBackwardDesc:
 
 
 def features(n: int, activation: str | None) -> int:
+    """Columns of the result of a product with ``n`` rows of weight."""
     return n // 2 if activation == "swiglu" else n
 
 
 Desc = QuantizeDesc | DequantizeDesc | MatmulDesc | MatmulBackwardDesc
+_KINDS = {kind.op: kind for kind in (QuantizeDesc, DequantizeDesc, MatmulDesc, MatmulBackwardDesc)}
+
+
+def describe(op: str, *, n: int, k: int, m: int | None, dtype: torch.dtype, scheme: Scheme, target: Target, layout: str) -> Desc:
+    """The plain problem of operation ``op`` in one dtype, that of the weight that was quantized too; ``m``: of products, else None."""
+    more = ({} if op == "quantize" else {"source_dtype": dtype}) | ({} if m is None else {"m": m})
+    return _KINDS[op](n=n, k=k, dtype=dtype, scheme=scheme, target=target, layout=layout, **more)

@@ -7,9 +7,9 @@ from enum import Enum
 
 import torch
 
+from ..dtypes import compute_dtype
 from ..errors import InvalidProblemError
 from ..kernels.dynamic_range import CHUNK
-from ..reference.affine import compute_dtype
 from .core import expect_type
 from .seed_base import FLOATS, SeedPlan, code_range, given_or_empty, implementation, one_of, size, symmetric_range, tensor_refusals
 

@@ -3,43 +3,39 @@ from __future__ import annotations
 
 import torch
 
+from ..dtypes import dtype_name
 from ..kernels import frag_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
-from ..layouts import LAYOUTS, frag, frag_codes
+from ..layouts import frag, frag_codes
 from ..layouts.byte_planes import byte_planes
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, multiprocessors, underflow
 from .descriptors import MatmulDesc
-from .matmul_rules import splits_ok
+from .matmul_rules import MIN_ARCH, SLOW_WAY, reads, splits_ok
 from .registry import KernelEntry
 from .space import Config, among, around
 from .space import space as configs
 
-MIN_ARCH = 80
 # Offsets into scales are 32-bit, and those into one row of tiles.
 MAX_K, MAX_WEIGHTS = 2**26, 2**35
-_SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
 
 
 def can_implement(desc: MatmulDesc) -> Status:
     """Layout frag, a 16-bit x, an NVIDIA GPU from sm_80 on, groups of a multiple of 16 columns or whole rows."""
     scheme, target = desc.scheme, desc.target
-    if desc.layout != "frag":
-        reason = LAYOUTS["frag"].refuses(scheme, desc.source_dtype)
-        return Status(reason or "takes layout 'frag'; q.relayout('frag') once, when the weight is loaded")
-    if desc.dtype not in (torch.float16, torch.bfloat16):
-        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
+    if not (status := reads(desc, "frag")):
+        return status
     if desc.activation in GATED and desc.features % kernels.GATED_ROWS:
         rule = f"pairs {kernels.GATED_ROWS} rows of the gate with as many of up, and {desc.features} of each are no multiple"
-        return Status(f"{rule}; pad both halves. {_SLOW_WAY}")
+        return Status(f"{rule}; pad both halves. {SLOW_WAY}")
     if target.backend == "interpreter":
-        return Status(f"uses inline PTX, which Triton's interpreter cannot run; {_SLOW_WAY}")
+        return Status(f"uses inline PTX, which Triton's interpreter cannot run; {SLOW_WAY}")
     if isinstance(target.arch, str) or (target.arch is not None and target.arch < MIN_ARCH):
-        return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; {_SLOW_WAY}")
+        return Status(f"needs an NVIDIA GPU from sm_{MIN_ARCH} on, the target is {target}; {SLOW_WAY}")
     group = kernels.group_constant(scheme, desc.k)
     if group % 16:
-        return Status(f"takes groups of a multiple of 16 columns or of whole rows, {scheme} has {group}; {_SLOW_WAY}")
+        return Status(f"takes groups of a multiple of 16 columns or of whole rows, {scheme} has {group}; {SLOW_WAY}")
     if desc.k > MAX_K or desc.n * desc.k > MAX_WEIGHTS:
         return Status(f"takes at most {MAX_K} columns and {MAX_WEIGHTS} weights, got {desc.n} x {desc.k}; split the matrix")
     return OK

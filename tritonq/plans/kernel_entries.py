@@ -8,8 +8,8 @@ from .._triton import triton
 from ..qtensor import QTensor
 from ..reference.parameters import double_quantize
 from .core import OK, Status
-from .descriptors import DequantizeDesc, Desc, MatmulDesc, QuantizeDesc
-from .registry import KernelEntry, accumulated, exact
+from .descriptors import DequantizeDesc, MatmulDesc, QuantizeDesc
+from .registry import KernelEntry, accumulated, always, exact
 from .space import Config, among, around, space
 
 KERNELS: list[KernelEntry] = []
@@ -106,12 +106,8 @@ if triton is not None:
         tried = {"BLOCK_N": (32, 64), "BLOCK_K": (32, 64), "num_warps": (4, 8)}
         return space(_matmul_config(desc), tried, lambda config: _tile_ok(desc, config))
 
-    def _always(desc: Desc) -> Status:
-        return OK
-
     def _has_runs(desc: DequantizeDesc) -> Status:
-        reason = dequantize_kernels.runs_refused(desc.scheme, desc.n, desc.k, desc.dtype)
-        return Status(reason) if reason else OK
+        return Status(dequantize_kernels.runs_refused(desc.scheme, desc.n, desc.k, desc.dtype))
 
     def _rows_config(desc: DequantizeDesc) -> Config:
         return dequantize_kernels.rows_config(desc.scheme, desc.n, desc.k, desc.dtype)
@@ -137,12 +133,12 @@ if triton is not None:
         KernelEntry(op="dequantize", name="dequantize_rows", revision=1, can_implement=_has_runs, config=_rows_config, guarantee=exact,
                     space=_runs_space, config_ok=_runs_ok,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize_by_rows(q, desc.dtype, config)),
-        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=_always, config=_tiles_config, guarantee=exact,
+        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=always, config=_tiles_config, guarantee=exact,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
         DEQUANTIZE_MATMUL,
         MATMUL_FRAG,
         MATMUL_KSPLIT,
-        KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=_always, config=_matmul_config, guarantee=accumulated,
+        KernelEntry(op="matmul", name="matmul_tiles", revision=1, can_implement=always, config=_matmul_config, guarantee=accumulated,
                     space=_tile_space, config_ok=_tile_ok, bind=_bind_tiles),
         DEQUANTIZE_MATMUL_DX,
         MATMUL_DX,

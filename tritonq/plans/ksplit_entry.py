@@ -4,38 +4,33 @@ from __future__ import annotations
 import torch
 
 from .._triton import LACKS_PROXY_FENCE
+from ..dtypes import dtype_name
 from ..kernels import ksplit_launch as kernels
 from ..kernels.bound import BoundMatmul
 from ..kernels.ksplit_codes import codec
 from ..kernels.matmul import GATED
 from ..kernels.split_k import workspace_size
-from ..layouts import LAYOUTS, ksplit
+from ..layouts import ksplit
 from ..layouts.by_group import up
-from .core import OK, PrecisionGuarantee, Status, Target, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, Target, multiprocessors, underflow
 from .descriptors import MatmulDesc
-from .matmul_rules import splits_ok
+from .matmul_rules import MIN_ARCH, SLOW_WAY, reads, splits_ok
 from .registry import KernelEntry
 from .space import Config, among, around
 from .space import space as configs
-
-MIN_ARCH = 80
-_SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
 
 
 def can_implement(desc: MatmulDesc) -> Status:
     """Layout ksplit and a 16-bit x that holds the format's levels; every group, N and K; any AMD GPU, sm_80 on, the interpreter."""
     scheme, arch = desc.scheme, desc.target.arch
-    if desc.layout != "ksplit":
-        reason = LAYOUTS["ksplit"].refuses(scheme, desc.source_dtype)
-        return Status(reason or "takes layout 'ksplit'; q.relayout('ksplit') once, when the weight is loaded")
-    if desc.dtype not in (torch.float16, torch.bfloat16):
-        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {_SLOW_WAY}")
+    if not (status := reads(desc, "ksplit")):
+        return status
     if desc.activation in GATED:
-        return Status(f"has no epilogue {desc.activation!r}; {_SLOW_WAY}")
+        return Status(f"has no epilogue {desc.activation!r}; {SLOW_WAY}")
     if codec(scheme.format, desc.dtype) is None:
-        return Status(f"rounds levels to {dtype_name(desc.dtype)}, which cannot hold those of {scheme.format.name}; {_SLOW_WAY}")
+        return Status(f"rounds levels to {dtype_name(desc.dtype)}, which cannot hold those of {scheme.format.name}; {SLOW_WAY}")
     if isinstance(arch, int) and arch < MIN_ARCH:
-        return Status(f"needs sm_{MIN_ARCH} or later, the target is {desc.target}; {_SLOW_WAY}")
+        return Status(f"needs sm_{MIN_ARCH} or later, the target is {desc.target}; {SLOW_WAY}")
     return OK
 
 

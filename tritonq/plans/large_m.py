@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 import torch
 
+from ..dtypes import dtype_name
 from ..kernels import dequantize_matmul as chunked
 from ..kernels import dequantize_range, matmul_dx
 from ..kernels.decode_tile import LAYOUTS
 from ..kernels.split_k import workspace_size
 from . import frag_entry
-from .core import OK, PrecisionGuarantee, Status, dtype_name, multiprocessors, underflow
+from .core import OK, PrecisionGuarantee, Status, multiprocessors, underflow
 from .descriptors import DequantizeDesc, MatmulBackwardDesc, MatmulDesc
 from .matmul_rules import split_ok
-from .registry import KernelEntry, accumulated, exact
+from .registry import KernelEntry, accumulated, always, exact
 from .space import Config, among, around, space
 
 _SHORT = (torch.float16, torch.bfloat16)
@@ -169,7 +170,7 @@ DEQUANTIZE_MATMUL_DX = KernelEntry(
 )  # fmt: skip
 
 MATMUL_DX = KernelEntry(
-    op="matmul_backward", name="matmul_dx", revision=1, can_implement=lambda desc: OK, guarantee=_matmul_dx_guarantee, config=_dx_config,
+    op="matmul_backward", name="matmul_dx", revision=1, can_implement=always, guarantee=_matmul_dx_guarantee, config=_dx_config,
     space=_dx_space, config_ok=_dx_ok,
     workspace_size=lambda desc, config: workspace_size(desc.m, desc.k, config),
     launch=lambda desc, config, workspace, dy, q: matmul_dx.matmul_dx(dy, q, config, workspace),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dtypes import compute_dtype, dtype_name
 from ..errors import InvalidProblemError, UnsupportedError
-from ..reference.affine import compute_dtype
-from .core import PrecisionGuarantee, dtype_name, expect_type
+from .core import PrecisionGuarantee, expect_type
 from .seed_base import (
     FLOATS,
     SeedPlan,

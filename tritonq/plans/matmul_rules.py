@@ -1,10 +1,26 @@
-"""Floor 4. Rules of configs that several fused products share."""
+"""Floor 4. Rules that several fused products share."""
 from __future__ import annotations
 
+import torch
+
 from ..kernels.split_k import MOST_SPLIT_TILES
+from ..layouts import LAYOUTS
 from .core import OK, Status
 from .descriptors import MatmulDesc
 from .space import Config
+
+MIN_ARCH = 80  # asynchronous copies, mma.sync of bfloat16
+SLOW_WAY = "matmul_tiles turns the layout back in every call, q.relayout('row') does it once"
+
+
+def reads(desc: MatmulDesc, layout: str) -> Status:
+    """Whether the weight is in the one layout that a product reads, and x has 16 bits."""
+    if desc.layout != layout:
+        reason = LAYOUTS[layout].refuses(desc.scheme, desc.source_dtype)
+        return Status(reason or f"takes layout {layout!r}; q.relayout({layout!r}) once, when the weight is loaded")
+    if desc.dtype not in (torch.float16, torch.bfloat16):
+        return Status(f"multiplies float16 or bfloat16, x is {desc.dtype}; convert x. {SLOW_WAY}")
+    return OK
 
 
 def splits_ok(desc: MatmulDesc, config: Config, steps: int) -> Status:

@@ -8,6 +8,7 @@ import torch
 
 from .. import reference
 from ..backend import current_device
+from ..dtypes import compute_dtype, dtype_name
 from .core import OK, PrecisionGuarantee, Status, underflow
 from .descriptors import Desc, MatmulBackwardDesc, MatmulDesc
 from .space import Config
@@ -72,7 +73,7 @@ class Unbound:
 
 def exact(desc: Desc, config: Config) -> PrecisionGuarantee:
     """Bit for bit the reference."""
-    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    precision = dtype_name(compute_dtype(desc.dtype))
     return PrecisionGuarantee(math_precision=precision, accumulator="none")
 
 
@@ -85,13 +86,14 @@ def accumulated(desc: MatmulDesc | MatmulBackwardDesc, config: Config) -> Precis
     over = "n" if isinstance(desc, MatmulBackwardDesc) else "k"
     products = getattr(desc, over)
     terms = (products + 4) * unit
-    precision = "float64" if desc.dtype == torch.float64 else "float32"
+    precision = dtype_name(compute_dtype(desc.dtype))
     out = torch.finfo(desc.dtype)
     return PrecisionGuarantee(math_precision=precision, accumulator=precision, bitwise=False, relative=terms / (1 - min(terms, 0.5)),
                               output_eps=out.eps / 2, output_tiny=underflow(desc.dtype, products, precision), sums_over=over)  # fmt: skip
 
 
-def _always(desc: Desc) -> Status:
+def always(desc: Desc) -> Status:
+    """There is nothing that it does not implement."""
     return OK
 
 
@@ -105,12 +107,12 @@ def _reference_matmul(desc, config, workspace, x, q, bias, residual):
 
 
 REFERENCE = {
-    "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=_always, guarantee=exact,
+    "quantize": KernelEntry(op="quantize", name="reference", revision=1, can_implement=always, guarantee=exact,
                             launch=lambda desc, config, workspace, x: reference.quantize(x, desc.scheme)),
-    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=_always, guarantee=exact, act_order=_everywhere,
+    "dequantize": KernelEntry(op="dequantize", name="reference", revision=1, can_implement=always, guarantee=exact, act_order=_everywhere,
                               launch=lambda desc, config, workspace, q: reference.dequantize(q, desc.dtype)),
-    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=_always, guarantee=accumulated, act_order=_everywhere,
+    "matmul": KernelEntry(op="matmul", name="reference", revision=1, can_implement=always, guarantee=accumulated, act_order=_everywhere,
                           launch=_reference_matmul),
-    "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=_always, guarantee=accumulated,
+    "matmul_backward": KernelEntry(op="matmul_backward", name="reference", revision=1, can_implement=always, guarantee=accumulated,
                                    launch=lambda desc, config, workspace, dy, q: reference.matmul_backward(dy, q)),
 }  # fmt: skip

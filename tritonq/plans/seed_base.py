@@ -14,23 +14,13 @@ from typing import Any, ClassVar
 import torch
 
 from ..backend import current_device, uses_kernels
+from ..dtypes import compute_dtype, dtype_name
 from ..errors import InvalidProblemError, UnsupportedError
 from ..kernels import affine as affine_kernels
 from ..kernels import dynamic_range as dynamic_range_kernels
 from ..kernels import linear as linear_kernels
 from ..reference import affine, dynamic_range, linear
-from .core import (
-    KernelSku,
-    PlanPreference,
-    PrecisionGuarantee,
-    Status,
-    Target,
-    check_workspace,
-    dtype_name,
-    expect_dense,
-    expect_type,
-    preference,
-)
+from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, Target, check_workspace, expect_dense, expect_type, preference
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.uint8)
@@ -186,7 +176,7 @@ class SeedPlan:
 
     def precision_guarantee(self) -> PrecisionGuarantee:
         """Equal to the torch reference bit for bit on every backend; float64 input is computed in float64, all other in float32."""
-        math = dtype_name(affine.compute_dtype(self._elements()[0]))
+        math = dtype_name(compute_dtype(self._elements()[0]))
         return PrecisionGuarantee(math_precision=math, accumulator=math)
 
     def run(self, stream: torch.cuda.Stream | None, workspace: torch.Tensor | None, args: Any):

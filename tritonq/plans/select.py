@@ -14,7 +14,7 @@ from ..qtensor import QTensor
 from .bound import find, made
 from .configs import Choice, choose
 from .constraints import check, valid
-from .core import KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type, preference
+from .core import OK, KernelSku, PlanPreference, PrecisionGuarantee, Status, check_workspace, expect_type, preference
 from .descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
 from .kernel_entries import KERNELS
 from .registry import REFERENCE, KernelEntry
@@ -59,7 +59,9 @@ class Plan:
             got = self._describe(*tensors, **epilogue)
         except InvalidProblemError as error:
             return Status(str(error))
-        return Status() if got == self.desc else Status(f"the plan is for {self.desc}, the arguments make {got}; select a plan for them")
+        if differ := [f"{name}={value}" for name, value in vars(got).items() if value != getattr(self.desc, name)]:
+            return Status(f"the plan is for {self.desc}, the arguments have {', '.join(differ)}; select a plan for them")
+        return OK
 
     def run(self, *tensors: torch.Tensor | QTensor, workspace: torch.Tensor | None = None):
         """``run(x)`` quantizes, ``run(q)`` dequantizes, ``run(dy, q)`` goes back to x; products: :meth:`MatmulPlan.run`.
@@ -179,7 +181,7 @@ def can_implement(desc: Desc) -> Status:
     """Whether any kernel implements ``desc``; falsy with every refusal otherwise."""
     rows = candidates(desc)
     if any(row.status for row in rows):
-        return Status()
+        return OK
     reasons = dict.fromkeys(row.status.reason for row in rows)
     return Status("; ".join(reasons))
 
@@ -248,4 +250,4 @@ def _meets(row: Verdict, desc: Desc, pref: PlanPreference) -> Status:
         return Status(f"needs a workspace of {needed} bytes, max_workspace_bytes={pref.max_workspace_bytes}")
     if pref.deterministic and not entry.guarantee(desc, row.choice.config).deterministic:
         return Status("its result may differ between runs; set deterministic=False to allow it")
-    return Status()
+    return OK

@@ -13,13 +13,10 @@ from collections.abc import Iterator
 
 import torch
 
+from ..dtypes import compute_dtype
+
 _SLAB = 1 << 20  # elements worked on at once, so that intermediate tensors stay small
 _FAR = 2.0**62  # beyond every int32 zero point, and inside int64 even after one was added
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 is computed in float64, every other type in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _spread(per_group: torch.Tensor, shape: torch.Size, group_size: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..dtypes import compute_dtype
 from . import affine
 
 _SLAB = 1 << 20
@@ -56,7 +57,7 @@ def quantize_rows(
     step = max(1, _SLAB // x.shape[1])
     for at in range(0, x.shape[0], step):
         rows = slice(at, at + step)
-        low, high = _extent(x[rows].to(affine.compute_dtype(x.dtype)), group_size)
+        low, high = _extent(x[rows].to(compute_dtype(x.dtype)), group_size)
         scale[rows], zero_point[rows] = scale_and_zero_point(low, high, q_min=q_min, q_max=q_max, asymmetric=asymmetric, dtype=scale.dtype)
     affine.quantize(x.unsqueeze(-1), scale, zero_point, q_min=q_min, q_max=q_max, group_size=group_size, out=out.unsqueeze(-1))
 
@@ -65,7 +66,7 @@ def tensor_range(
     x: torch.Tensor, *, q_min: int, q_max: int, asymmetric: bool, scale: torch.Tensor, zero_point: torch.Tensor, partials: torch.Tensor
 ) -> None:
     """Fill ``scale`` and ``zero_point`` (one element each) of all of ``x``; ``partials`` is what the kernels need."""
-    low = high = torch.zeros((), dtype=affine.compute_dtype(x.dtype))
+    low = high = torch.zeros((), dtype=compute_dtype(x.dtype))
     step = max(1, _SLAB // x.shape[1])
     for at in range(0, x.shape[0], step):
         values = x[at : at + step].to(low.dtype)

@@ -7,9 +7,10 @@ from math import sqrt
 import torch
 import torch.nn.functional as F
 
+from ..dtypes import compute_dtype
 from ..formats.numerics import round_half_away_ref
 from ..scheme import Scheme
-from .matrix import compute_dtype, dequantize, quantize_scaled
+from .matrix import dequantize, quantize_scaled
 
 
 def stored_scale(scale: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:

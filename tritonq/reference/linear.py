@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 
 from ..backend import as_computed
+from ..dtypes import compute_dtype
 from ..formats.nf4 import LEVELS
-from .affine import compute_dtype
 
 
 def w8a8(act_q: torch.Tensor, weight_q: torch.Tensor, act_scale: torch.Tensor, weight_scale: torch.Tensor, *, out: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backend import as_computed
+from ..dtypes import compute_dtype
 from ..formats import Format
 from ..formats.integer import encode_integer_ref
 from ..formats.numerics import narrow_ref
@@ -58,11 +59,6 @@ def _silu_backward(grad: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
 
 # Torch types as wide as the float32 levels of one packed byte: one look-up gives all of them (measured: 6 times the speed of one each).
 _WIDE = {1: torch.float32, 2: torch.float64, 4: torch.complex128}
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 is computed in float64, everything else in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def quantize(x: torch.Tensor, scheme: Scheme) -> QTensor:

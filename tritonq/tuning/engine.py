@@ -9,7 +9,7 @@ import torch
 from .. import ops
 from ..bench import check, timing
 from ..bench.timing import Times
-from ..plans.core import dtype_name
+from ..dtypes import dtype_name
 from ..plans.descriptors import DequantizeDesc, MatmulBackwardDesc, QuantizeDesc
 from ..plans.select import Plan
 from .candidates import Candidate

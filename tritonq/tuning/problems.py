@@ -7,17 +7,17 @@ from itertools import product
 
 import torch
 
+from ..dtypes import dtype_name
 from ..errors import InvalidProblemError
 from ..layouts import LAYOUTS
 from ..plans.config_file import bucket
-from ..plans.core import Status, Target, dtype_name
-from ..plans.descriptors import DequantizeDesc, Desc, MatmulBackwardDesc, MatmulDesc, QuantizeDesc
+from ..plans.core import OK, Status, Target
+from ..plans.descriptors import Desc, describe
 from ..plans.kernel_entries import KERNELS
 from ..plans.large_m import crossover
 from ..plans.registry import KernelEntry
 from ..scheme import Scheme
 
-KINDS = {"quantize": QuantizeDesc, "dequantize": DequantizeDesc, "matmul": MatmulDesc, "matmul_backward": MatmulBackwardDesc}
 # Layouts of the weight that a kernel is tuned on, the first that can hold the scheme; row for every other kernel.
 _LAYOUTS = {
     "matmul_frag": ("frag",), "matmul_ksplit": ("ksplit",), "quantize_frag": ("frag",), "quantize_ksplit": ("ksplit",),
@@ -42,11 +42,6 @@ class Problem:
         desc = self.desc
         rows = "" if self.m is None else f" m={self.m}"
         return f"{self.kernel.name} {desc.scheme} {dtype_name(desc.dtype)} {desc.n}x{desc.k}{rows}"
-
-
-def tunable() -> list[str]:
-    """Names of the kernels that can be tuned."""
-    return [entry.name for entry in KERNELS]
 
 
 def default_kernels(target: Target) -> list[str]:
@@ -87,12 +82,7 @@ def problems(
 def _describe(entry: KernelEntry, scheme: Scheme, n: int, k: int, m: int | None, dtype: torch.dtype, target: Target) -> Desc:
     layouts = _LAYOUTS.get(entry.name, ("row",))
     layout = next((name for name in layouts if LAYOUTS[name].refuses(scheme, dtype) is None), layouts[0])
-    facts = {"n": n, "k": k, "dtype": dtype, "scheme": scheme, "target": target, "layout": layout}
-    if entry.op != "quantize":
-        facts["source_dtype"] = dtype
-    if m is not None:
-        facts["m"] = m
-    return KINDS[entry.op](**facts)
+    return describe(entry.op, n=n, k=k, m=m, dtype=dtype, scheme=scheme, target=target, layout=layout)
 
 
 def _refused(problem: Problem) -> Status:
@@ -103,4 +93,4 @@ def _refused(problem: Problem) -> Status:
         return status
     if problem.kernel.name.startswith("dequantize_matmul") and (first := crossover(desc)) > _NEAR * desc.m:
         return Status(f"decoding first is far from paying below m={first // _NEAR}")
-    return Status()
+    return OK

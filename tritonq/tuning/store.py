@@ -4,8 +4,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..dtypes import dtype_name
 from ..plans.config_file import ConfigFile, Entry, Source, read
-from ..plans.core import dtype_name, multiprocessors
+from ..plans.core import multiprocessors
 from .problems import Problem
 
 
