@@ -218,6 +218,10 @@ class Scheme:
         fmt = self.scale_format(dtype)
         return default_scale_format(dtype) if fmt.carrier == torch.uint8 else fmt
 
+    def zero_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the zero points of a ``dtype`` input, as they are stored, where the format has some."""
+        return self.zero_format(dtype).dtype if self.float_zero else torch.uint8
+
     def group_shape(self, n: int, k: int) -> tuple[int, int]:
         """Rows and columns of one group of an ``[n, k]`` matrix."""
         return self.granularity.group_shape(n, k)

@@ -28,9 +28,9 @@ USAGE = [
     ("quantize {src} --scheme nf4.full -o {out}", "option 'full' is for signed integer formats"),
     ("quantize {src} --scheme nf4 --scheme int8 -o {out}", "two schemes for everything, nf4 and int8; write PATTERN=SCHEME"),
     ("quantize {src} --scheme *proj*=int9 -o {out}", "unknown format 'int9'"),
-    ("quantize {src} --scheme *nothing*=int8 -o {out}", "--scheme '*nothing*' matches none of the 19 tensors"),
-    ("quantize {src} --scheme nf4 --exclude *nothing* -o {out}", "--exclude '*nothing*' matches none"),
-    ("quantize {src} --scheme nf4 --include *nothing* -o {out}", "--include '*nothing*' matches none"),
+    ("quantize {src} --scheme *nothing*=int8 -o {out}", "scheme '*nothing*' matches none of the 19 tensors"),
+    ("quantize {src} --scheme nf4 --exclude *nothing* -o {out}", "exclude '*nothing*' matches none"),
+    ("quantize {src} --scheme nf4 --include *nothing* -o {out}", "include '*nothing*' matches none"),
     ("quantize {src} --scheme nf4 --exclude * -o {out}", "none of its 19 tensors is quantized (kept: 1-D tensors"),
     ("quantize {out} --scheme nf4 -o {out}", "no such file or folder"),
     ("quantize {file} --scheme nf4 -o {out}", "header length"),
@@ -43,7 +43,7 @@ USAGE = [
     ("inspect", "required: PATH"),
     ("inspect {out}", "no such file or folder"),
     ("verify {out}", "no such file or folder"),
-    ("verify {src} --fail-under 20dB", "--fail-under needs --against"),
+    ("verify {src} --fail-under 20dB", "fail_under needs against"),
     ("verify {src} --against {src} --fail-under loud", "'loud' is no number of decibels; write 20dB or 20"),
     ("verify {src} --against {out}", "no such file or folder"),
     ("plan --memory 24GiB", "either a MODEL or --params N"),
@@ -118,7 +118,7 @@ def test_quantized_already(cli, tmp_path):
         outcome = cli("plan", folder, "--memory", "1GiB")
         assert outcome.status == 2 and "is quantized already" in outcome.err
     outcome = cli("verify", source, "--against", tmp_path / "once")
-    assert outcome.status == 2 and "--against takes the original weights" in outcome.err
+    assert outcome.status == 2 and "against takes the original weights" in outcome.err
 
 
 @pytest.mark.parametrize(

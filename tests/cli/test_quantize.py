@@ -156,7 +156,7 @@ def test_patterns_include_exclude_and_tied(cli, tmp_path):
 def test_weights_without_a_matching_pattern_are_kept_with_a_reason(cli, tmp_path):
     outcome = cli("quantize", write_folder(tmp_path / "src"), "--scheme", "*q_proj.weight=nf4", "-o", tmp_path / "out", "--json")
     rows = {row["name"]: row for record in outcome.json["files"].values() for row in record["tensors"]}
-    assert rows["lm_head.weight"]["reason"] == "no --scheme pattern matches it"
+    assert rows["lm_head.weight"]["reason"] == "no pattern of a scheme matches it"
 
 
 def test_experts_are_rows(cli, tmp_path):

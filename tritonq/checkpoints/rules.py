@@ -77,7 +77,7 @@ class Rules:
     def decide(self, entries: Iterable[Entry], *, tied: bool = False) -> dict[str, Decision]:
         """A decision for each entry; a glob that matches no tensor is an error (it would be skipped silently)."""
         entries = list(entries)
-        for option, globs in (("--include", self.include), ("--exclude", self.exclude), ("--scheme", [p for p, _ in self.patterns])):
+        for option, globs in (("include", self.include), ("exclude", self.exclude), ("scheme", [p for p, _ in self.patterns])):
             for glob in globs:
                 if not any(fnmatchcase(entry.name, glob) for entry in entries):
                     raise InvalidProblemError(f"{option} {glob!r} matches none of the {len(entries)} tensors")
@@ -89,7 +89,7 @@ class Rules:
             narrow = entry.dtype[:2] in ("F8", "F6", "F4")
             return Decision(name=name, scheme=None, reason=f"{entry.dtype}, {'narrow already' if narrow else 'no float'}")
         if any(fnmatchcase(name, glob) for glob in self.exclude):
-            return Decision(name=name, scheme=None, reason="excluded by --exclude")
+            return Decision(name=name, scheme=None, reason="excluded")
         if not entry.shape:
             return Decision(name=name, scheme=None, reason="a single number")
         if not any(fnmatchcase(name, glob) for glob in self.include):
@@ -97,7 +97,7 @@ class Rules:
             if reason:
                 return Decision(name=name, scheme=None, reason=reason)
         scheme = self.scheme_for(name)
-        return Decision(name=name, scheme=scheme, reason=None if scheme else "no --scheme pattern matches it")
+        return Decision(name=name, scheme=scheme, reason=None if scheme else "no pattern of a scheme matches it")
 
     def scheme_for(self, name: str) -> str | None:
         """The scheme of a weight that is to be quantized; None where no pattern matches and there is no default."""

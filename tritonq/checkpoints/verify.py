@@ -27,11 +27,11 @@ def verify_checkpoint(
         InvalidProblemError: ``fail_under`` without ``against``.
     """
     if fail_under is not None and against is None:
-        raise InvalidProblemError("--fail-under needs --against: without the source there is no SQNR")
+        raise InvalidProblemError("fail_under needs against: without the source there is no SQNR")
     checkpoint = open_checkpoint(path)
     source = open_checkpoint(against) if against is not None else None
     if source is not None and source.records:
-        raise CheckpointError(f"{against}: is quantized itself; --against takes the original weights")
+        raise CheckpointError(f"{against}: is quantized itself; against takes the original weights")
     failures, rows = [], []
     if source is not None:
         failures += [f"{name}: missing, the source has it" for name in source.names() if name not in checkpoint]

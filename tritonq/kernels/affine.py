@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from .._triton import jit, tl, triton
+from .constants import compute_type
 from .numerics import divide, split_zero_point, unclamped_code
 
 TILE = 2048  # elements per program: 16 per thread at 4 warps
@@ -102,11 +103,6 @@ def affine_kernel(
     tl.store(out_ptr + row[:, None] * cols + col[None, :], value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def compute_dtype(dtype: torch.dtype) -> tl.dtype:
-    """float64 is computed in float64, every other type in float32."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def _strides(t: torch.Tensor | None, by_row: bool) -> tuple[int, int, int]:
     """(outer, row, column) strides: the columns are ``inner`` where there is one, else ``axis``."""
     if t is None:
@@ -130,7 +126,7 @@ def _launch(value, x, d_output, scale, zero_point, out, group_size, q_min=0, q_m
         *_strides(x, by_row), *_strides(d_output, by_row),
         groups if scale.shape[0] > 1 else 0, 1 if groups > 1 else 0, group_size if groups > 1 else row_axis,
         group_size if groups > 1 else 1, q_min, q_max,
-        VALUE=value, COMPUTE=compute_dtype(float_dtype), HAS_X=x is not None, HAS_D_OUTPUT=d_output is not None,
+        VALUE=value, COMPUTE=compute_type(float_dtype), HAS_X=x is not None, HAS_D_OUTPUT=d_output is not None,
         HAS_ZERO_POINT=zero_point is not None, GROUPED_COLS=not by_row and groups > 1,
         BLOCK_R=block_r, BLOCK_C=block_c, enable_fp_fusion=False,
     )  # fmt: skip

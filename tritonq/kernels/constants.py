@@ -14,8 +14,8 @@ def next_power_of_two(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
 
 
-def compute_type(dtype: torch.dtype):
-    """float64 is computed in float64, everything else in float32."""
+def compute_type(dtype: torch.dtype) -> tl.dtype:
+    """:func:`tritonq.dtypes.compute_dtype`, as Triton names it."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

@@ -164,9 +164,7 @@ def tile_arguments(q: QTensor, dtype: torch.dtype, block_k: int) -> dict:
     if columns >= k:
         columns = frag.wide(q.scheme, q.shape)
     places = [tuple(plane.places[axis] for axis in "hsve") for plane in frag_codes.planes(fmt)]
-    zero = None
-    if fmt.affine:
-        zero = frag.loaded_dtype(q.scheme.zero_format(q.dtype).dtype) if q.scheme.float_zero else torch.uint8
+    zero = frag.loaded_dtype(q.scheme.zero_dtype(q.dtype)) if fmt.affine else None
     return constants | {
         "packed_ptr": q.packed, "scale_ptr": scale, "zero_point_ptr": q.zero_point,
         "levels_ptr": stored_levels(fmt, q.device) if frag_codes.is_book(fmt) else None,

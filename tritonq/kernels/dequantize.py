@@ -104,9 +104,7 @@ def rows_config(scheme: Scheme, n: int, k: int, dtype: torch.dtype) -> dict[str,
     return {"BLOCK_N": 32 // threads, "THREADS": threads, "BLOCK_K": steps * threads * run, "PER_THREAD": run, "num_warps": 1}
 
 
-def config(k: int) -> dict[str, int]:
-    """Tiles of dequantize_tiles."""
-    return {"BLOCK_N": 4, "BLOCK_K": 512, "num_warps": 4}
+TILES = {"BLOCK_N": 4, "BLOCK_K": 512, "num_warps": 4}  # of dequantize_tiles
 
 
 @kept

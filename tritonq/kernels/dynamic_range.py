@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from .._triton import jit, tl, triton
-from .affine import TILE, compute_dtype
+from .affine import TILE
+from .constants import compute_type
 from .numerics import divide, round_half_even, split_zero_point, unclamped_code
 
 CHUNK = 1 << 16  # elements per partial range of a whole tensor
@@ -135,7 +136,7 @@ def join_ranges_kernel(
 
 def _constants(asymmetric: bool, dtype: torch.dtype, stored: torch.dtype) -> dict:
     info = torch.finfo(stored)
-    return {"ASYMMETRIC": asymmetric, "COMPUTE": compute_dtype(dtype), "SMALLEST": info.tiny * info.eps, "LARGEST": info.max}
+    return {"ASYMMETRIC": asymmetric, "COMPUTE": compute_type(dtype), "SMALLEST": info.tiny * info.eps, "LARGEST": info.max}
 
 
 def quantize_rows(
@@ -166,7 +167,7 @@ def tensor_range(
     chunk = min(CHUNK, triton.next_power_of_2(length))
     partial_range_kernel[(count,)](
         x, partials, count, count // rows, length, chunk, x.stride(0), x.stride(1),
-        COMPUTE=compute_dtype(x.dtype), BLOCK_L=min(chunk, TILE), enable_fp_fusion=False,
+        COMPUTE=compute_type(x.dtype), BLOCK_L=min(chunk, TILE), enable_fp_fusion=False,
     )  # fmt: skip
     join_ranges_kernel[(1,)](
         partials, scale, zero_point, count, q_min, q_max, **_constants(asymmetric, x.dtype, scale.dtype), BLOCK=1024, enable_fp_fusion=False

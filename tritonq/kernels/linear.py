@@ -5,7 +5,7 @@ import torch
 
 from .._triton import jit, tl, triton
 from ..formats.nf4 import nf4_decode
-from .affine import compute_dtype
+from .constants import compute_type
 
 
 @jit
@@ -91,7 +91,7 @@ def w8a8(act_q: torch.Tensor, weight_q: torch.Tensor, act_scale: torch.Tensor, w
     block_m, block_n = (16 if m <= 16 else 64 if m <= 64 else 128), (64 if m <= 64 else 128)
     w8a8_linear[(triton.cdiv(m, block_m) * triton.cdiv(n, block_n),)](
         act_q, weight_q, act_scale, weight_scale, out, m, n, k, act_q.stride(0), act_q.stride(1), weight_q.stride(0), weight_q.stride(1),
-        1 if act_scale.numel() > 1 else 0, COMPUTE=compute_dtype(out.dtype), BLOCK_M=block_m, BLOCK_N=block_n,
+        1 if act_scale.numel() > 1 else 0, COMPUTE=compute_type(out.dtype), BLOCK_M=block_m, BLOCK_N=block_n,
         BLOCK_K=128 if block_m == 16 else 64, GROUP=8, num_warps=4 if block_m <= 64 else 8, enable_fp_fusion=False,
     )  # fmt: skip
 

@@ -8,13 +8,6 @@ from .numerics import divide
 
 
 @jit
-def finite_absmax(x):
-    """|x| where x is finite, else 0: NaN and Inf do not enter a scale."""
-    mag = tl.abs(x)
-    return tl.where(mag < float("inf"), mag, 0.0)
-
-
-@jit
 def finite_or(x, other):
     """x where it is finite, else ``other``."""
     return tl.where(tl.abs(x) < float("inf"), x, other)

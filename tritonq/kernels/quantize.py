@@ -99,7 +99,7 @@ def launch(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[tor
         groups = shape[1]
         scale = torch.empty(shape, dtype=scheme.scale_format(x.dtype).dtype, device=device)
         if fmt.affine:
-            zero_point = torch.empty(shape, dtype=scheme.zero_format(x.dtype).dtype if scheme.float_zero else torch.uint8, device=device)
+            zero_point = torch.empty(shape, dtype=scheme.zero_dtype(x.dtype), device=device)
     constants = encode_constants(scheme, x.dtype)
     low = high = None
     partials = 0

@@ -6,7 +6,7 @@ import torch
 from .._triton import jit, tl, triton
 from ..layouts import frag, frag_codes
 from ..scheme import Scheme
-from .constants import encode_constants, kernel_name
+from .constants import encode_constants
 from .fragment_words import fields_of_floats, fields_of_integers, label_table, load_fragments, store_fragments
 from .parameters import decode_scale, decode_zero, encode_value, group_parameters
 from .quantize_runs import load_step, refuses_groups, run_columns, run_range, short_way, spans, spread
@@ -158,7 +158,7 @@ def quantize(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[t
               for name, want in frag.expected(scheme, (n, k), x.dtype).items()}  # fmt: skip
     packed, scale, zero = fields["packed"], fields["stored_scale"], fields["zero_point"]
     columns, run = scheme.group_shape(n, k)[1], run_columns(scheme, n, k, SPAN)
-    constants = encode_constants(scheme, x.dtype) | {"NAME": kernel_name(scheme)}
+    constants = encode_constants(scheme, x.dtype)
     pattern = _PATTERNS[scheme.scale_format(x.dtype).name]
     zero_pattern = _PATTERNS[scheme.zero_format(x.dtype).name] if scheme.float_zero else "integer"
     cuts, fmt, book = short_cuts(scheme, x.dtype), scheme.format, frag_codes.is_book(scheme.format)

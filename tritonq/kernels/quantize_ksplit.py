@@ -6,7 +6,7 @@ import torch
 from .._triton import jit, tl, triton
 from ..layouts import ksplit
 from ..scheme import Scheme
-from .constants import carrier, encode_constants, kernel_name
+from .constants import carrier, encode_constants
 from .parameters import decode_scale, decode_zero, encode_value, group_parameters
 from .plane_words import fields_of_planes, load_planes, store_planes
 from .quantize_runs import load_step, refuses_groups, run_columns, run_range, short_way, spans, spread
@@ -119,6 +119,6 @@ def quantize(x: torch.Tensor, scheme: Scheme, config: dict[str, int]) -> tuple[t
         n, k, x.stride(0), x.stride(1), packed.shape[1], scale.shape[1], 0 if zero is None else zero.shape[1], scale.shape[0], run, padded,
         GROUP=0 if run > SPAN else SPAN if columns >= k else columns, SPANS=config["num_warps"] // 4,
         OFFSET=offset, FLIP=offset * ((2**32 - 1) // (2**bits - 1)), WIDE=ROWS * x.stride(0) + 2 * SPAN * x.stride(1) >= 2**31,
-        **cuts, **encode_constants(scheme, x.dtype) | {"NAME": kernel_name(scheme)}, **config, enable_fp_fusion=False,
+        **cuts, **encode_constants(scheme, x.dtype), **config, enable_fp_fusion=False,
     )  # fmt: skip
     return packed, scale, zero

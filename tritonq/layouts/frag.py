@@ -48,8 +48,8 @@ def marks_rows(fmt: Format) -> bool:
 
 
 def loaded_dtype(stored: torch.dtype) -> torch.dtype:
-    """What the kernel loads for a scale stored in ``stored``: float16, bfloat16 or float32. No value changes."""
-    return _PATTERN.get(stored, torch.float32)
+    """What the kernel loads for a scale or zero point stored in ``stored``: float16, bfloat16, float32, bytes. No value changes."""
+    return stored if stored == torch.uint8 else _PATTERN.get(stored, torch.float32)
 
 
 def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
@@ -71,8 +71,7 @@ def expected(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> Expe
     form = _form(groups(scheme, shape) + marks_rows(scheme.format), n, scale_dtype(scheme, dtype))
     fields["expanded_scale" if "dq" in scheme.options else "stored_scale"] = form
     if scheme.format.affine:
-        loaded = loaded_dtype(scheme.zero_format(dtype).dtype) if scheme.float_zero else torch.uint8
-        fields["zero_point"] = _form(groups(scheme, shape), n, loaded)
+        fields["zero_point"] = _form(groups(scheme, shape), n, loaded_dtype(scheme.zero_dtype(dtype)))
     return fields
 
 

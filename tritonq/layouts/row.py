@@ -24,7 +24,7 @@ def expected(scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype) -> Expe
         if scheme.recipe == "nv":
             fields["second_scale"] = ((), torch.float32)
         if scheme.format.affine:
-            fields["zero_point"] = (groups, scheme.zero_format(dtype).dtype if scheme.float_zero else torch.uint8)
+            fields["zero_point"] = (groups, scheme.zero_dtype(dtype))
     return fields
 
 

@@ -14,7 +14,8 @@ from ..checkpoints.rules import Rules
 from ..checkpoints.tensorfile import DTYPE_NAMES, Entry
 from ..errors import InvalidProblemError, TritonQError, UnsupportedError
 from ..ops import quantize
-from ..qstack import refuses
+from ..qstack import QStack, refuses
+from ..qtensor import QTensor
 from ..scheme import Scheme
 from ..sizes import format_bytes
 from .experts import WEIGHTS, QuantExperts, is_experts, quantize_stack
@@ -109,28 +110,17 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         raise InvalidProblemError(f"filter_fn must be a function (module, name) -> bool or None, got {got}"[:300])
     found = parameters_of(model)
     decisions = decide(found, Rules.parse(scheme, include, exclude), filter_fn)
-    shared = Counter(id(one.tensor) for one in found)
+    making = _Making(layout, Counter(id(one.tensor) for one in found))
     todo = list(zip(found, decisions, strict=True))[::-1]
     del found  # what was replaced must not be kept alive
-    decided, tied, halves = [], {}, {}
+    decided = []
     while todo:
         one, (chosen, reason) = todo.pop()
         after = one.tensor.nbytes
         if chosen is not None:
             try:
-                if is_experts(one.module):
-                    q = quantize_stack(one.tensor, chosen)
-                    half = halves.pop(one.path, None)
-                    if half is None:  # the module is replaced when both of its weights are there
-                        halves[one.path], new = q, None
-                    else:
-                        pair = (half, q) if one.own_name == WEIGHTS[1] else (q, half)
-                        new = QuantExperts.from_experts(one.module, *pair, layout)
-                else:
-                    q = tied.get((id(one.tensor), chosen)) or quantize(one.tensor.detach(), chosen)
-                    if shared[id(one.tensor)] > 1:
-                        tied[id(one.tensor), chosen] = q
-                    new = _REPLACE[type(one.module)](one.module, q, layout).train(one.module.training)
+                q = making.weight(one, chosen)
+                new = making.module(one, q)
             except TritonQError as error:
                 raise type(error)(f"{one.name}: {error}") from error
             if new is not None:
@@ -141,6 +131,34 @@ def quantize_(model: torch.nn.Module, scheme: str | Scheme | dict[str, str | Sch
         if any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__):  # of Transformers, which is not imported here
             module.save_pretrained = partial(_save_pretrained, module)
     return QuantizationReport(tuple(decided))
+
+
+class _Making:
+    """Quantized weights on their way into modules: tied ones are quantized once, both weights of experts go in together."""
+
+    def __init__(self, layout: str, shared: Counter):
+        self.layout, self.shared, self.tied, self.halves = layout, shared, {}, {}
+
+    def weight(self, one: FoundParameter, scheme: str) -> QTensor | QStack:
+        """The parameter, quantized."""
+        if is_experts(one.module):
+            return quantize_stack(one.tensor, scheme)
+        key = id(one.tensor), scheme
+        q = self.tied.get(key) or quantize(one.tensor.detach(), scheme)
+        if self.shared[id(one.tensor)] > 1:
+            self.tied[key] = q
+        return q
+
+    def module(self, one: FoundParameter, q: QTensor | QStack) -> torch.nn.Module | None:
+        """The module in place of the parameter's own; None where the other weight of these experts is to come."""
+        if not is_experts(one.module):
+            return _REPLACE[type(one.module)](one.module, q, self.layout).train(one.module.training)
+        both = self.halves.setdefault(one.path, {})
+        both[one.own_name] = q
+        if len(both) < len(WEIGHTS):
+            return None
+        del self.halves[one.path]
+        return QuantExperts.from_experts(one.module, *(both[name] for name in WEIGHTS), self.layout)
 
 
 # What lets a model of a framework say, when it is saved, how it was quantized: integrations/transformers.py puts it there.

@@ -77,8 +77,7 @@ class FakeQuantLinear(torch.nn.Linear):
         zero_point = self.weight_zero_point
         super()._apply(fn, recurse)
         if zero_point is not None:  # of the dtype that the scheme has for the weight's, which a cast of all tensors does not know
-            dtype = self.scheme.zero_format(self.weight.dtype).dtype if self.scheme.float_zero else zero_point.dtype
-            self.weight_zero_point = zero_point.to(self.weight_zero_point.device, dtype)
+            self.weight_zero_point = zero_point.to(self.weight_zero_point.device, self.scheme.zero_dtype(self.weight.dtype))
         return self
 
     def extra_repr(self) -> str:

@@ -112,9 +112,6 @@ if triton is not None:
     def _rows_config(desc: DequantizeDesc) -> Config:
         return dequantize_kernels.rows_config(desc.scheme, desc.n, desc.k, desc.dtype)
 
-    def _tiles_config(desc: DequantizeDesc) -> Config:
-        return dequantize_kernels.config(desc.k)
-
     def _bind_tiles(desc: MatmulDesc, config, x, q, bias, residual, shape):
         return matmul_kernels.bind(x, q, bias, residual, desc.activation, config, shape)
 
@@ -133,7 +130,8 @@ if triton is not None:
         KernelEntry(op="dequantize", name="dequantize_rows", revision=1, can_implement=_has_runs, config=_rows_config, guarantee=exact,
                     space=_runs_space, config_ok=_runs_ok,
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize_by_rows(q, desc.dtype, config)),
-        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=always, config=_tiles_config, guarantee=exact,
+        KernelEntry(op="dequantize", name="dequantize_tiles", revision=1, can_implement=always, guarantee=exact,
+                    config=lambda desc: dict(dequantize_kernels.TILES),
                     launch=lambda desc, config, workspace, q: dequantize_kernels.dequantize(q, desc.dtype, config)),
         DEQUANTIZE_MATMUL,
         MATMUL_FRAG,

@@ -77,7 +77,7 @@ def quantize(x: torch.Tensor, scheme: Scheme) -> QTensor:
     scale = torch.empty(groups, dtype=storage.dtype, device=x.device)
     zero_point = None
     if fmt.affine:
-        zero_point = torch.empty(groups, dtype=scheme.zero_format(x.dtype).dtype if scheme.float_zero else torch.uint8, device=x.device)
+        zero_point = torch.empty(groups, dtype=scheme.zero_dtype(x.dtype), device=x.device)
     second = tensor_scale(_absmax(x)) if scheme.recipe == "nv" else None
 
     for panel in _panels(n, k, group_rows):
