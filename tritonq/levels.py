@@ -41,7 +41,11 @@ class QuantizationLevel(Enum):
 
     @classmethod
     def from_bits(cls, bits: int) -> QuantizationLevel:
-        """The level of ``bits`` bits: 32, 16 (FLOAT16; BFLOAT16 shares the width, name it instead), 8 or 4."""
+        """The level of ``bits`` bits: 32, 16 (FLOAT16; BFLOAT16 shares the width, name it instead), 8 or 4.
+
+        Raises:
+            InvalidProblemError: other bits.
+        """
         if isinstance(bits, bool) or not isinstance(bits, int) or bits not in _FROM_BITS:
             raise InvalidProblemError(f"no quantization level has {bits!r} bits; known: 32, 16, 8, 4")
         return _FROM_BITS[bits]

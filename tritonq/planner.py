@@ -35,12 +35,15 @@ FAMILY_LEVELS: dict[str, tuple[QuantizationLevel, ...]] = {
 }
 
 
-def estimate_memory(params: int, level) -> int:
+def estimate_memory(params: int, level: QuantizationLevel | Scheme | str) -> int:
     """Bytes that ``params`` parameters need at ``level``, with 20 % overhead, rounded up.
 
     ``level`` is a :class:`QuantizationLevel` or one of its spellings (bits alone), or a :class:`tritonq.Scheme` or its text
     (``"nf4.g64"``: scales and zero points counted). ``"int8"`` and ``"int4"`` are levels; write ``"int8.channel"``, ``"int4.g128"``
     for the schemes.
+
+    Raises:
+        InvalidProblemError: ``params`` is no whole number from 0 on, or ``level`` neither a level nor a scheme.
 
     >>> estimate_memory(1_000_000_000, "INT4")
     600000000
@@ -49,7 +52,7 @@ def estimate_memory(params: int, level) -> int:
     return -(-exact.numerator // exact.denominator)
 
 
-def bits_per_param(level) -> Fraction:
+def bits_per_param(level: QuantizationLevel | Scheme | str) -> Fraction:
     """Bits per parameter of a level or scheme, exactly; a scheme with scales per row or tensor is counted on a 4096 x 4096 weight."""
     if isinstance(level, str):
         try:
@@ -63,12 +66,15 @@ def bits_per_param(level) -> Fraction:
     return Fraction(level.bits_per_weight(4096, 4096))
 
 
-def suggest_quantization(params: int, memory) -> QuantizationLevel | None:
+def suggest_quantization(params: int, memory: int | str | Sequence[DeviceProfile]) -> QuantizationLevel | None:
     """The most precise level at which ``params`` parameters (with overhead) fit, or None: nothing fits.
 
     ``memory`` is a number of bytes or text such as ``"24GiB"`` (tries FP16, INT8, INT4), or a sequence of :class:`DeviceProfile`:
     the largest device of each family is tried, TPU first, then Gaudi, GPU, NPU, CPU, each with the levels that it runs
     (``FAMILY_LEVELS``). FP32 is never suggested.
+
+    Raises:
+        InvalidProblemError: ``params`` is no whole number from 0 on, ``memory`` no number of bytes, no text of one, no devices.
 
     >>> str(suggest_quantization(7_000_000_000, "24GiB")), suggest_quantization(70_000_000_000, "2GiB")
     ('FP16', None)
@@ -89,7 +95,7 @@ def suggest_quantization(params: int, memory) -> QuantizationLevel | None:
 
 def plan_sharding(
     params: int,
-    level,
+    level: QuantizationLevel | Scheme | str,
     devices: Sequence[DeviceProfile],
     *,
     num_layers: int | None = None,
@@ -102,6 +108,12 @@ def plan_sharding(
     NVSwitch or more than 100 GB/s between at most 8 of them, where each holds an equal share, pipeline parallel otherwise; else the
     CPU. Never more stages than layers (``num_layers``, by default one per 250 M parameters), and no device gets more than it has: a
     small device takes fewer layers, and where nothing holds the model the plan says so (``fits`` False, ``reason``).
+
+    Raises:
+        InvalidProblemError: arguments that are not of these kinds, negative numbers, no device.
+
+    >>> plan_sharding(1_000_000_000, "INT4", [DeviceProfile(name="a", kind="cuda", memory="1GiB")]).shards[0].memory_bytes
+    600000000
     """
     needed = estimate_memory(params, level)
     devices = _devices(devices)

@@ -15,7 +15,11 @@ _PATTERN = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", re.IGNORECA
 
 
 def parse_bytes(size: int | str) -> int:
-    """Bytes of ``size``: an int, or text such as ``"24GiB"`` (1024-based; so is ``"24G"``), ``"24GB"`` (1000-based), ``"512"``."""
+    """Bytes of ``size``: an int, or text such as ``"24GiB"`` (1024-based; so is ``"24G"``), ``"24GB"`` (1000-based), ``"512"``.
+
+    Raises:
+        InvalidProblemError: neither, below 0, or more than 30 digits.
+    """
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
     match = _PATTERN.fullmatch(size) if isinstance(size, str) else None

@@ -108,6 +108,9 @@ def quantized_matmul(qa: QTensor, pa: QuantizationParams, qb: QTensor, pb: Quant
 def quantized_matvec(qa: QTensor, pa: QuantizationParams, qx: QTensor, px: QuantizationParams) -> torch.Tensor:
     """``a_hat @ x_hat`` ``[M]`` of a quantized matrix ``[M, K]`` and a quantized vector of K elements; see :func:`quantized_matmul`.
 
+    Raises:
+        InvalidProblemError: as there, and where ``qx`` is no vector.
+
     Example:
         >>> from tritonq.matrix import quantize_matrix, quantize_vector
         >>> from tritonq.methods import QuantizationMethod
@@ -124,6 +127,9 @@ def quantized_matvec(qa: QTensor, pa: QuantizationParams, qx: QTensor, px: Quant
 
 def quantized_dot(qa: QTensor, pa: QuantizationParams, qb: QTensor, pb: QuantizationParams) -> torch.Tensor:
     """The dot product of two quantized vectors, a 0-d tensor; see :func:`quantized_matmul`.
+
+    Raises:
+        InvalidProblemError: as there, and where one is no vector.
 
     Example:
         >>> from tritonq.matrix import quantize_vector

@@ -102,7 +102,7 @@ def dequantize_matrix(q: QTensor, params: QuantizationParams, dtype: torch.dtype
 
 
 def dequantize_vector(q: QTensor, params: QuantizationParams, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The decoded vector ``[n]`` of a ``[1, n]`` QTensor; see :func:`dequantize_matrix`."""
+    """The decoded vector ``[n]`` of a ``[1, n]`` QTensor; see :func:`dequantize_matrix`, also for what it raises."""
     check_vector(q)
     return dequantize_matrix(q, params, dtype).squeeze(0)
 

@@ -15,6 +15,9 @@ from ..reference.parameters import scale_from_absmax, scale_from_range
 def find_min_max(x: torch.Tensor) -> tuple[float, float]:
     """Least and greatest finite value of a float tensor of any shape; (0, 0) where there is none.
 
+    Raises:
+        InvalidProblemError: no dense tensor of a float dtype.
+
     Example:
         >>> find_min_max(torch.tensor([[1.0, -2.0], [torch.inf, torch.nan]]))
         (-2.0, 1.0)
