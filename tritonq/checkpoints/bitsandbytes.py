@@ -153,10 +153,10 @@ class _State:
 
 def _kind_of(scheme: Scheme) -> str | None:
     """Their name for the format of a scheme that they have; None for another."""
-    for kind, (fmt, _) in _KINDS.items():
-        if scheme in {Scheme.parse(f"{fmt}.g{size}{nested}") for size in _BLOCK_SIZES for nested in ("", ".dq")}:
-            return kind
-    return None
+    name, size, nested = scheme.format.name, scheme.group_size, ".dq" * ("dq" in scheme.options)
+    if size not in _BLOCK_SIZES or scheme != Scheme.parse(f"{name}.g{size}{nested}"):
+        return None
+    return next((kind for kind, (fmt, _) in _KINDS.items() if fmt == name), None)
 
 
 def _record(source: Source, name: str, stored: str) -> Record:

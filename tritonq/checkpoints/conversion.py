@@ -1,7 +1,6 @@
 """The convert job: quantized weights from one family's files into another's, or decoded; no value changes."""
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 
 from ..errors import CheckpointError, InvalidProblemError
@@ -9,10 +8,10 @@ from .checkpoint import Checkpoint
 from .checkpoint import open as open_checkpoint
 from .families import TARGETS
 from .family import Record, Target
-from .job import Task, keep, run
+from .job import Task, keep, put, run
 from .native import FAMILY
 from .source import Progress
-from .tensorfile import DTYPE_NAMES, Entry, TensorFile
+from .tensorfile import Entry, TensorFile
 from .writer import FileWriter, Stored
 
 
@@ -86,18 +85,4 @@ class Convert(Task):
             return None
         record, before = self.checkpoint.records[entry.name], self.checkpoint.entries(entry.name)
         tensors = self.target.tensors(entry.name, record, self.checkpoint[entry.name])
-        for name, tensor in tensors.items():
-            writer.add(name, tensor)
-        size, becomes = sum(tensor.nbytes for tensor in tensors.values()), self.target.record(record)
-        return {
-            "name": entry.name,
-            "scheme": becomes.scheme if becomes else None,
-            "reason": None if becomes else f"decoded from {record.scheme}",
-            "shape": list(record.shape),
-            "dtype": DTYPE_NAMES[record.dtype],
-            "bytes_before": sum(part.nbytes for part in before),
-            "bytes_after": size,
-            "bits_per_weight": round(8 * size / prod(record.shape), 4) if prod(record.shape) else None,
-            "quality": None,
-            "stored": list(tensors),
-        }
+        return put(entry.name, tensors, record, self.target.record(record), sum(part.nbytes for part in before), writer)

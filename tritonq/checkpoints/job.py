@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from math import prod
 from pathlib import Path
 
+import torch
+
 from ..errors import CheckpointError
 from ..files import write_atomic
 from .family import Record, Target
 from .journal import Journal, identity, locked
 from .quality import Quality
 from .source import Progress, Source
-from .tensorfile import DTYPES, Entry, TensorFile, checked_path
+from .tensorfile import DTYPE_NAMES, DTYPES, Entry, TensorFile, checked_path
 from .writer import FileWriter, Stored, header_room, write_json
 
 
@@ -137,6 +139,32 @@ def keep(file: TensorFile, entry: Entry, writer: FileWriter, reason: str) -> dic
         "bits_per_weight": DTYPES[entry.dtype][0],
         "quality": None,
         "stored": [entry.name],
+    }
+
+
+def put(name: str, tensors: dict[str, torch.Tensor], record: Record, becomes: Record | None, before: int, writer: FileWriter,
+        quality: Quality | None = None) -> dict:  # fmt: skip
+    """Write the tensors of weight ``name``; returns its row.
+
+    Args:
+        record: of the weight: shape, dtype and, where it was quantized before, the scheme.
+        becomes: its record in the output; None where it is quantized no more.
+        before: bytes that it had.
+    """
+    for stored, tensor in tensors.items():
+        writer.add(stored, tensor)
+    size, numel = sum(tensor.nbytes for tensor in tensors.values()), prod(record.shape)
+    return {
+        "name": name,
+        "scheme": becomes.scheme if becomes else None,
+        "reason": None if becomes else f"decoded from {record.scheme}",
+        "shape": list(record.shape),
+        "dtype": DTYPE_NAMES[record.dtype],
+        "bytes_before": before,
+        "bytes_after": size,
+        "bits_per_weight": round(8 * size / numel, 4) if numel else None,
+        "quality": None if quality is None else quality.row(),
+        "stored": list(tensors),
     }
 
 

@@ -8,7 +8,7 @@ from ..errors import CheckpointError
 from ..model_config import ties_embeddings
 from ..ops import quantize
 from .checkpoint import of_source
-from .job import Task, keep, run
+from .job import Task, keep, put, run
 from .native import Native, Record, expected, stored_names, to_tensors
 from .quality import compare_quantized
 from .rules import RULES_TEXT, Decision, Rules
@@ -85,22 +85,7 @@ class Quantize(Task):
             return keep(file, entry, writer, self.decisions[entry.name].reason)
         matrix = file.read(entry.name).reshape(record.matrix_shape)
         q = quantize(matrix, record.scheme)
-        tensors = to_tensors(entry.name, q)
-        for name, tensor in tensors.items():
-            writer.add(name, tensor)
-        size = sum(t.nbytes for t in tensors.values())
-        return {
-            "name": entry.name,
-            "scheme": record.scheme,
-            "reason": None,
-            "shape": list(entry.shape),
-            "dtype": entry.dtype,
-            "bytes_before": entry.nbytes,
-            "bytes_after": size,
-            "bits_per_weight": round(8 * size / entry.numel, 4) if entry.numel else None,
-            "quality": compare_quantized(matrix, q).row(),
-            "stored": list(tensors),
-        }
+        return put(entry.name, to_tensors(entry.name, q), record, record, entry.nbytes, writer, compare_quantized(matrix, q))
 
     def _record(self, entry: Entry) -> Record | None:
         scheme = self.decisions[entry.name].scheme

@@ -12,7 +12,7 @@ from ..files import PARTIAL
 from .tensorfile import Entry, TensorFile, checked_path, open_file, read_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
-JOURNAL = "tritonq_job.json"  # in a folder that a quantize job has not finished
+JOURNAL = "tritonq_job.json"  # in a folder that a job has not finished
 REPORT = "tritonq_report.json"
 MANIFEST = "tritonq.json"  # beside the weights of our own family
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ot", ".tflite")
